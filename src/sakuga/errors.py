@@ -1,0 +1,126 @@
+"""Errors that a user may see: one sentence with the cause and the next step, and a stable code.
+
+Every error is also a standard exception, so that library users can catch what they know, and every error pickles,
+because it travels from Ray workers to the driver. Subclasses set `code` and, for the command line, `exit_code`.
+
+Exit codes: 0 done; 1 some videos failed; 2 bad input; 3 the machine or its storage is at fault; 4 busy; 130 interrupted.
+"""
+
+
+class SakugaError(Exception):
+    """Base of all errors with a code."""
+
+    code = "E_SAKUGA"
+    exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def as_dict(self) -> dict[str, str]:
+        """What `--json` and the API print."""
+        return {"code": self.code, "message": self.message}
+
+
+class InputError(SakugaError, ValueError):
+    """The user's input cannot be used; base of everything that a user can mend."""
+
+    code = "E_INPUT"
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A field of a recipe is unknown, missing, of the wrong type or out of range."""
+
+    code = "E_RECIPE"
+
+
+class GeometryError(InputError):
+    """A size or length that the model cannot render."""
+
+    code = "E_GEOMETRY"
+
+
+class PromptError(InputError):
+    """An empty or an overlong prompt."""
+
+    code = "E_PROMPT"
+
+
+class ImageError(InputError):
+    """A picture that is missing, damaged, of another format or too large."""
+
+    code = "E_IMAGE"
+
+
+class VideoError(InputError):
+    """A video that is missing, damaged or of another length."""
+
+    code = "E_VIDEO"
+
+
+class ManifestError(InputError):
+    """A manifest that cannot be read as a whole (a single bad row is reported with the row)."""
+
+    code = "E_MANIFEST"
+
+
+class ModelError(InputError, LookupError):
+    """An unknown model card, or a card asked for something that it cannot do."""
+
+    code = "E_MODEL"
+
+
+class WeightsError(SakugaError, ValueError):
+    """Weight files that are missing, damaged or not those of the card."""
+
+    code = "E_WEIGHTS"
+
+
+class LoraError(WeightsError):
+    """A LoRA that does not fit the model, in names, shapes or values."""
+
+    code = "E_LORA"
+
+
+class AttentionError(InputError):
+    """An attention kernel that this machine or this head size cannot run."""
+
+    code = "E_ATTENTION"
+
+
+class OutputError(SakugaError, OSError):
+    """The place for results cannot be written."""
+
+    code = "E_OUTPUT"
+
+    def __str__(self) -> str:  # OSError would print its own arguments
+        return self.message
+
+
+class DiskFullError(OutputError):
+    """No space is left where results go."""
+
+    code = "E_DISK_FULL"
+
+
+class BusyError(SakugaError, RuntimeError):
+    """Another run works in the same folder."""
+
+    code = "E_BUSY"
+    exit_code = 4
+
+
+class StorageError(SakugaError, OSError):
+    """Object storage did not give or take a file."""
+
+    code = "E_STORAGE"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NumericsError(SakugaError, ArithmeticError):
+    """A render that produced NaN or infinite values; never published as completed."""
+
+    code = "E_NAN"

@@ -3,7 +3,8 @@
 Every error is also a standard exception, so that library users can catch what they know, and every error pickles,
 because it travels from Ray workers to the driver. Subclasses set `code` and, for the command line, `exit_code`.
 
-Exit codes: 0 done; 1 some videos failed; 2 bad input; 3 the machine or its storage is at fault; 4 busy; 130 interrupted.
+Exit codes: 0 done; 1 some videos failed; 2 bad input; 3 the machine or its storage is at fault; 4 busy;
+70 a bug in Sakuga; 130 interrupted.
 """
 
 

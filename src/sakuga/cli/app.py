@@ -1,0 +1,44 @@
+"""The commands of `sakuga`, registered in one list.
+
+A command lives in a module of its own as a plain function; heavy imports (torch, ray, diffsynth) stand inside the
+function, because `sakuga --help` must answer in less than a second.      Run: pytest tests/unit/test_cli.py
+"""
+
+from typing import Annotated
+
+import typer
+
+from sakuga import __version__
+from sakuga.cli.output import stdout_console
+
+EPILOG = (
+    "Exit codes: 0 done · 1 some videos failed · 2 bad input · 3 the machine or its storage is at fault · "
+    "4 busy · 70 a bug in Sakuga · 130 interrupted. Every command takes --json."
+)
+
+app = typer.Typer(
+    name="sakuga",
+    help="Tune, serve and bulk-render Wan video models on Ray, or on this machine alone.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout_console.print(f"sakuga {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Tune, serve and bulk-render Wan video models on Ray, or on this machine alone."""
+    # `debug` is read by sakuga.cli.main, which also reports what goes wrong before this function runs.

@@ -1,0 +1,40 @@
+"""What every command prints: a human text or, with `--json`, one JSON object as the last line of stdout.
+
+A command is a plain function with typer annotations. It takes `as_json: AsJson = False`, does its work, and ends with
+`finish(payload, text, as_json)`. It raises errors and never prints them: `sakuga.cli.main` does that in one place.
+Bars and remarks go to `stderr_console`, so that stdout can be piped.
+
+Run: pytest tests/unit/test_cli.py
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.", show_default=False)
+]
+
+stdout_console = Console(soft_wrap=True, highlight=False)
+stderr_console = Console(stderr=True, highlight=False)
+
+
+def finish(payload: Mapping[str, object], text: RenderableType, as_json: bool, exit_code: int = 0) -> None:
+    """Print the result of a command and, with a code other than 0, end it with that code.
+
+    `text` is a string (with rich markup) or anything else that rich draws; it is not printed with `--json`.
+    NaN and infinity are refused: they are not JSON, and a figure that is not finite needs an answer from the caller.
+    """
+    if as_json:
+        print_json(payload)
+    else:
+        stdout_console.print(text)
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def print_json(payload: Mapping[str, object]) -> None:
+    print(json.dumps(payload, allow_nan=False, ensure_ascii=False, default=str), flush=True)

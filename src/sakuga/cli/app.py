@@ -20,7 +20,6 @@ app = typer.Typer(
     name="sakuga",
     help="Tune, serve and bulk-render Wan video models on Ray, or on this machine alone.",
     epilog=EPILOG,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -15,11 +15,13 @@ import traceback
 from collections.abc import Sequence
 
 import typer
-from typer.exceptions import TyperException
 
 from sakuga.cli.app import app
 from sakuga.cli.output import print_json
 from sakuga.errors import SakugaError
+
+# typer carries click inside or beside itself, depending on its version; both export this child of click's base error.
+UsageTrouble: type[Exception] = typer.BadParameter.__mro__[2]
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run one command; the exit code. Never raises, except SystemExit of third parties."""
     as_json, debug = "--json" in args, "--debug" in args
+    args = args or ["--help"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     command = typer.main.get_command(app)
     try:
@@ -51,12 +54,8 @@ def run(args: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(error.code, error.message, error.exit_code, as_json)
-    except TyperException as error:
-        if not args:  # typer's way to say that the help was printed
-            print(error.format_message())
-            return 2
-        usage = f"{error.format_message().rstrip('.')}; see `{_command_path(error)} --help`"
-        return _report("E_USAGE", usage, 2, as_json)
+    except UsageTrouble as error:
+        return _report("E_USAGE", _usage_sentence(error), 2, as_json)
     except Exception as error:  # noqa: BLE001 the one place where a bug becomes a sentence
         if debug:
             traceback.print_exc()
@@ -65,9 +64,11 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _command_path(error: TyperException) -> str:
+def _usage_sentence(error: Exception) -> str:
     context = getattr(error, "ctx", None)
-    return context.command_path if context else "sakuga"
+    command = context.command_path if context else "sakuga"
+    message = getattr(error, "format_message", error.__str__)()
+    return f"{message.strip().rstrip('.')}; see `{command} --help`"
 
 
 def _report(code: str, message: str, exit_code: int, as_json: bool) -> int:

@@ -1,0 +1,52 @@
+# Everything runs from a fresh clone; `make setup` is a prerequisite of all and does nothing when nothing changed.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10; do $$p -c "" 2>/dev/null && echo $$p && exit; done; echo python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+HELD_OUT_SEED := 67108864
+
+.PHONY: help setup demo test check test-gpu serve bench proof mini-refresh clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## install into .venv (about 3 minutes the first time)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else "Sakuga needs Python 3.10 to 3.13, %s is %d.%d; try: make setup PYTHON=python3.11" % (sys.executable, *v))'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## render six small videos as a submitted Ray job
+	$(BIN)/sakuga demo
+
+test: check  ## everything that needs no GPU
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" --ignore=tests/unit
+
+check: $(STAMP)  ## lint, types, import rules, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" tests/unit
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+
+serve: $(STAMP)  ## (not yet)
+	@echo "make serve: the video service is not a part of this version; 'make demo' or 'sakuga bulk' render without it" >&2; exit 2
+
+bench: $(STAMP)  ## measure; results are printed as JSON
+	$(BIN)/python benchmarks/first_light.py --json
+	$(BIN)/python benchmarks/mini_quality.py --count 16 --seed $(HELD_OUT_SEED) --json
+
+proof: $(STAMP)  ## slow proofs
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+mini-refresh: $(STAMP)  ## after new base weights: LoRA, result files, contact sheets
+	$(BIN)/python -m sakuga.training.mini fairy
+	$(MAKE) bench
+
+clean:  ## caches and build outputs, not .venv, not out/
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find src tests jobs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""What all tests share: a quiet local Ray, two threads, a printed seed, and GPU tests that skip without a GPU.
+
+`pytest --seed N` repeats a run; the seed in use stands in the header of every run.
+"""
+
+import os
+import random
+import zlib
+
+import pytest
+
+# Before anything imports ray or torch; child processes inherit it.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=None, help="seed of the tests that draw at random")
+
+
+def pytest_configure(config):
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**31)
+
+
+def pytest_report_header(config):
+    return f"seed: {config.option.seed} (repeat with --seed {config.option.seed})"
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """A seed of this test's own, fixed by `--seed` and the test's name."""
+    value = (request.config.option.seed ^ zlib.crc32(request.node.nodeid.encode())) % 2**31
+    print(f"seed {value}, from --seed {request.config.option.seed}")
+    return value
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -5,7 +5,31 @@ because it travels from Ray workers to the driver. Subclasses set `code` and, fo
 
 Exit codes: 0 done; 1 some videos failed; 2 bad input; 3 the machine or its storage is at fault; 4 busy;
 70 a bug in Sakuga; 130 interrupted.
+
+`shown` and `did_you_mean` build the sentences: what a user wrote is quoted escaped and cut, so that a file name or a
+prompt with terminal codes in it cannot write to the terminal of whoever reads the error.
 """
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN_CHARS = 80
+
+
+def shown(value: object, limit: int = SHOWN_CHARS) -> str:
+    """A user's text or value as one short quoted word of a sentence, control characters escaped.
+
+    >>> shown("a\\x1b[31mb")
+    "'a\\\\x1b[31mb'"
+    """
+    text = repr(str(value)) if not isinstance(value, (int, float)) else str(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'width'?"` for a near miss, else the empty string."""
+    near = difflib.get_close_matches(word[:SHOWN_CHARS].lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class SakugaError(Exception):
@@ -28,6 +52,12 @@ class InputError(SakugaError, ValueError):
 
     code = "E_INPUT"
     exit_code = 2
+
+
+class SettingsError(InputError):
+    """An environment variable of Sakuga with a value that cannot be used."""
+
+    code = "E_SETTINGS"
 
 
 class RecipeError(InputError):
@@ -125,3 +155,9 @@ class NumericsError(SakugaError, ArithmeticError):
     """A render that produced NaN or infinite values; never published as completed."""
 
     code = "E_NAN"
+
+
+class MetricError(SakugaError, RuntimeError):
+    """A program that measures quality is missing on this machine, lacks a filter or failed."""
+
+    code = "E_METRIC"

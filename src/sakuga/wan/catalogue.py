@@ -1,0 +1,259 @@
+"""The catalogue of model cards: the embedded mini and the Wan models of DiffSynth's own examples.
+
+File patterns are those of DiffSynth's `examples/wanvideo/model_inference`; steps, guidance, shift, boundary and frame
+rate are the defaults of the models' authors; parameter counts are those of DiffSynth's registered shapes.
+To add a card: one entry here; `tests/unit/test_cards.py` says what does not fit.
+"""
+
+from dataclasses import replace
+
+from sakuga.wan.cards import CardFile, ModelCard
+
+_DIT = "diffusion_pytorch_model*.safetensors"
+_TOKENIZER = CardFile(part="tokenizer", model_id="Wan-AI/Wan2.1-T2V-1.3B", pattern="google/umt5-xxl/")
+
+
+def _files(model_id: str, *, vae: str = "Wan2.1_VAE.pth") -> tuple[CardFile, ...]:
+    return (
+        CardFile(part="dit", model_id=model_id, pattern=_DIT),
+        CardFile(part="text_encoder", model_id=model_id, pattern="models_t5_umt5-xxl-enc-bf16.pth"),
+        CardFile(part="vae", model_id=model_id, pattern=vae),
+        _TOKENIZER,
+    )
+
+
+def _files_clip(model_id: str) -> tuple[CardFile, ...]:
+    pattern = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+    return (*_files(model_id), CardFile(part="image_encoder", model_id=model_id, pattern=pattern))
+
+
+def _files_two_experts(model_id: str) -> tuple[CardFile, ...]:
+    return (
+        CardFile(part="dit", model_id=model_id, pattern=f"high_noise_model/{_DIT}"),
+        CardFile(part="dit2", model_id=model_id, pattern=f"low_noise_model/{_DIT}"),
+        *_files(model_id)[1:],
+    )
+
+
+_MINI = ModelCard(
+    name="wan-mini",
+    family="mini",
+    title="embedded miniature Wan, trained on drawn dancers",
+    files=tuple(
+        CardFile(part=part, model_id="wan-mini", pattern=pattern)
+        for part, pattern in (
+            ("dit", "dit.safetensors"),
+            ("text_encoder", "text_encoder.safetensors"),
+            ("vae", "vae.safetensors"),
+            ("tokenizer", "tokenizer/"),
+        )
+    ),
+    tasks=("t2v", "i2v", "flf2v", "v2v"),
+    num_params=5_000_000,
+    in_dim=36,
+    width=128,
+    height=128,
+    num_frames=33,
+    fps=15,
+    num_inference_steps=20,
+    loras=("fairy",),
+    embedded=True,
+)
+
+_T2V_SMALL = ModelCard(
+    name="wan2.1-t2v-1.3b",
+    family="Wan2.1",
+    title="text to video, small",
+    files=_files("Wan-AI/Wan2.1-T2V-1.3B"),
+    tasks=("t2v", "v2v"),
+    num_params=1_418_996_800,
+    in_dim=16,
+    teacache_id="Wan2.1-T2V-1.3B",
+)
+_T2V = replace(
+    _T2V_SMALL,
+    name="wan2.1-t2v-14b",
+    title="text to video",
+    files=_files("Wan-AI/Wan2.1-T2V-14B"),
+    num_params=14_288_491_584,
+    width=1280,
+    height=720,
+    teacache_id="Wan2.1-T2V-14B",
+)
+
+_I2V_480P = ModelCard(
+    name="wan2.1-i2v-14b-480p",
+    family="Wan2.1",
+    title="image to video, 480p",
+    files=_files_clip("Wan-AI/Wan2.1-I2V-14B-480P"),
+    tasks=("i2v",),
+    num_params=16_394_878_784,
+    in_dim=36,
+    needs_clip=True,
+    num_inference_steps=40,
+    flow_shift=3.0,
+    teacache_id="Wan2.1-I2V-14B-480P",
+)
+_I2V_720P = replace(
+    _I2V_480P,
+    name="wan2.1-i2v-14b-720p",
+    title="image to video, 720p",
+    files=_files_clip("Wan-AI/Wan2.1-I2V-14B-720P"),
+    width=1280,
+    height=720,
+    flow_shift=5.0,
+    teacache_id="Wan2.1-I2V-14B-720P",
+)
+_FLF2V = replace(
+    _I2V_720P,
+    name="wan2.1-flf2v-14b-720p",
+    title="first and last frame to video, 720p",
+    files=_files_clip("Wan-AI/Wan2.1-FLF2V-14B-720P"),
+    tasks=("flf2v",),
+    num_params=16_395_536_704,
+    num_inference_steps=50,
+    flow_shift=16.0,
+    teacache_id=None,
+)
+
+_FUN_INP_SMALL = replace(
+    _I2V_480P,
+    name="wan2.1-fun-inp-1.3b",
+    title="Fun: image, or first and last frame, to video, small",
+    files=_files_clip("PAI/Wan2.1-Fun-1.3B-InP"),
+    tasks=("i2v", "flf2v"),
+    num_params=1_564_428_608,
+    num_inference_steps=50,
+    flow_shift=5.0,
+    teacache_id=None,
+)
+_FUN_INP = replace(
+    _FUN_INP_SMALL,
+    name="wan2.1-fun-inp-14b",
+    title="Fun: image, or first and last frame, to video",
+    files=_files_clip("PAI/Wan2.1-Fun-14B-InP"),
+    num_params=16_394_878_784,
+)
+_FUN_CONTROL_SMALL = replace(
+    _FUN_INP_SMALL,
+    name="wan2.1-fun-control-1.3b",
+    title="Fun: control video to video, small",
+    files=_files_clip("PAI/Wan2.1-Fun-1.3B-Control"),
+    tasks=("control",),
+    num_params=1_564_502_336,
+    in_dim=48,
+    width=576,
+    height=832,
+    num_frames=49,
+)
+_FUN_CONTROL = replace(
+    _FUN_CONTROL_SMALL,
+    name="wan2.1-fun-control-14b",
+    title="Fun: control video to video",
+    files=_files_clip("PAI/Wan2.1-Fun-14B-Control"),
+    num_params=16_395_124_544,
+)
+_FUN11_CONTROL_SMALL = replace(
+    _FUN_CONTROL_SMALL,
+    name="wan2.1-fun-v1.1-control-1.3b",
+    title="Fun 1.1: control video and reference image to video, small",
+    files=_files_clip("PAI/Wan2.1-Fun-V1.1-1.3B-Control"),
+    num_params=1_564_602_176,
+    takes_reference=True,
+)
+_FUN11_CONTROL = replace(
+    _FUN11_CONTROL_SMALL,
+    name="wan2.1-fun-v1.1-control-14b",
+    title="Fun 1.1: control video and reference image to video",
+    files=_files_clip("PAI/Wan2.1-Fun-V1.1-14B-Control"),
+    num_params=16_395_457_344,
+)
+
+_VACE_SMALL = replace(
+    _T2V_SMALL,
+    name="wan2.1-vace-1.3b",
+    title="VACE: edit, control and reference image, small",
+    files=_files("Wan-AI/Wan2.1-VACE-1.3B"),
+    tasks=("t2v", "v2v", "vace"),
+    num_params=2_153_972_032,
+    flow_shift=16.0,
+    teacache_id=None,
+    takes_reference=True,
+)
+_VACE = replace(
+    _VACE_SMALL,
+    name="wan2.1-vace-14b",
+    title="VACE: edit, control and reference image",
+    files=_files("Wan-AI/Wan2.1-VACE-14B"),
+    num_params=17_337_592_896,
+    width=1280,
+    height=720,
+)
+
+_T2V_A14B = ModelCard(
+    name="wan2.2-t2v-a14b",
+    family="Wan2.2",
+    title="text to video, two experts",
+    files=_files_two_experts("Wan-AI/Wan2.2-T2V-A14B"),
+    tasks=("t2v", "v2v"),
+    num_params=14_288_491_584,
+    in_dim=16,
+    two_experts=True,
+    boundary_ratio=0.875,
+    width=1280,
+    height=720,
+    num_inference_steps=40,
+    guidance_scale=4.0,
+    guidance_scale_2=3.0,
+    flow_shift=12.0,
+)
+_I2V_A14B = replace(
+    _T2V_A14B,
+    name="wan2.2-i2v-a14b",
+    title="image to video, two experts",
+    files=_files_two_experts("Wan-AI/Wan2.2-I2V-A14B"),
+    tasks=("i2v",),
+    num_params=14_288_901_184,
+    in_dim=36,
+    boundary_ratio=0.9,
+    guidance_scale=3.5,
+    guidance_scale_2=3.5,
+    flow_shift=5.0,
+)
+_TI2V_5B = ModelCard(
+    name="wan2.2-ti2v-5b",
+    family="Wan2.2",
+    title="text or image to video, high compression",
+    files=_files("Wan-AI/Wan2.2-TI2V-5B", vae="Wan2.2_VAE.pth"),
+    tasks=("t2v", "i2v"),
+    num_params=4_999_787_712,
+    in_dim=48,
+    z_dim=48,
+    spatial_factor=16,
+    size_multiple=32,
+    width=1280,
+    height=704,
+    num_frames=121,
+    fps=24,
+)
+
+CATALOGUE: tuple[ModelCard, ...] = (
+    _MINI,
+    _T2V_SMALL,
+    _T2V,
+    _I2V_480P,
+    _I2V_720P,
+    _FLF2V,
+    _FUN_INP_SMALL,
+    _FUN_INP,
+    _FUN_CONTROL_SMALL,
+    _FUN_CONTROL,
+    _FUN11_CONTROL_SMALL,
+    _FUN11_CONTROL,
+    _VACE_SMALL,
+    _VACE,
+    _T2V_A14B,
+    _I2V_A14B,
+    _TI2V_5B,
+)
+"""Names are lower case; `card()` accepts any case."""

@@ -17,13 +17,14 @@ SHOWN_CHARS = 80
 
 
 def shown(value: object, limit: int = SHOWN_CHARS) -> str:
-    """A user's text or value as one short quoted word of a sentence, control characters escaped.
+    """A user's text or value as one short quoted word of a sentence: control characters escaped, the middle cut out.
 
     >>> shown("a\\x1b[31mb")
     "'a\\\\x1b[31mb'"
     """
     text = repr(str(value)) if not isinstance(value, (int, float)) else str(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    head = limit // 3  # of a long path the end says more
+    return text if len(text) <= limit else f"{text[:head]}…{text[head + 1 - limit :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,80 @@
+"""Everything that Sakuga takes from the environment, and the only module that reads it.
+
+An empty variable counts as unset. Nothing is read at import: call `from_environment` where the value is needed.
+
+| variable | meaning | default |
+|---|---|---|
+| SAKUGA_CACHE | folder for what is downloaded: weights from S3, models | ~/.cache/sakuga |
+| SAKUGA_S3_ENDPOINT | address of a server that speaks S3 | the AWS of boto3's own configuration |
+| SAKUGA_NUM_THREADS | threads of PyTorch in one process | PyTorch's own choice |
+| SAKUGA_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | WARNING |
+
+Run its tests: pytest tests/unit/test_settings.py
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sakuga.errors import SettingsError, did_you_mean, shown
+
+PREFIX = "SAKUGA_"
+VARIABLES = ("SAKUGA_CACHE", "SAKUGA_S3_ENDPOINT", "SAKUGA_NUM_THREADS", "SAKUGA_LOG_LEVEL")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The environment's wishes, checked."""
+
+    cache_dir: Path
+    s3_endpoint_url: str | None = None
+    num_threads: int | None = None
+    log_level: str = "WARNING"
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process. Raises SettingsError for a misspelt variable or a value that cannot be used."""
+    given = {
+        name: value
+        for name, value in (os.environ if environment is None else environment).items()
+        if name.startswith(PREFIX) and value
+    }
+    for name in given:
+        if name not in VARIABLES:
+            raise SettingsError(f"no such setting: {shown(name)}{did_you_mean(name, VARIABLES)}; unset it")
+    level = given.get("SAKUGA_LOG_LEVEL", "WARNING").upper()
+    if level not in LOG_LEVELS:
+        raise SettingsError(f"SAKUGA_LOG_LEVEL is {shown(level)}; it must be one of {', '.join(LOG_LEVELS)}")
+    endpoint = given.get("SAKUGA_S3_ENDPOINT")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise SettingsError(f"SAKUGA_S3_ENDPOINT is {shown(endpoint)}; it must begin with https:// or http://")
+    cache = Path(given["SAKUGA_CACHE"]) if "SAKUGA_CACHE" in given else Path.home() / ".cache" / "sakuga"
+    return Settings(
+        cache_dir=cache.expanduser(),
+        s3_endpoint_url=endpoint,
+        num_threads=_threads(given.get("SAKUGA_NUM_THREADS")),
+        log_level=level,
+    )
+
+
+def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """The environment for a child process: ours with some variables set, or taken out where the value is None."""
+    merged: dict[str, str | None] = {**os.environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def set_for_libraries(changes: Mapping[str, str]) -> None:
+    """Sets variables in this process that libraries (Ray) read when they are first used; those already set stay."""
+    for name, value in changes.items():
+        os.environ.setdefault(name, value)
+
+
+def _threads(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= MAX_THREADS:
+        raise SettingsError(f"SAKUGA_NUM_THREADS is {shown(value)}; it must be a whole number from 1 to {MAX_THREADS}")
+    return int(value)

@@ -72,6 +72,11 @@ def set_for_libraries(changes: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def ray_auth_mode() -> str | None:
+    """RAY_AUTH_MODE, Ray's own variable: "token", "disabled" or None when it is not set."""
+    return os.environ.get("RAY_AUTH_MODE") or None
+
+
 def _threads(value: str | None) -> int | None:
     if value is None:
         return None

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from sakuga import __version__
+from sakuga.cli.doctor import doctor
+from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 
 EPILOG = (
@@ -41,3 +43,7 @@ def root(
 ) -> None:
     """Tune, serve and bulk-render Wan video models on Ray, or on this machine alone."""
     # `debug` is read by sakuga.cli.main, which also reports what goes wrong before this function runs.
+
+
+app.add_typer(models_app, name="models")
+app.command()(doctor)

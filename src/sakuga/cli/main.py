@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import typer
 
+from sakuga import settings
 from sakuga.cli.app import app
 from sakuga.cli.output import print_json
 from sakuga.errors import SakugaError
@@ -37,9 +38,10 @@ def run(args: list[str]) -> int:
     """Run one command; the exit code. Never raises, except SystemExit of third parties."""
     as_json, debug = "--json" in args, "--debug" in args
     args = args or ["--help"]
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     command = typer.main.get_command(app)
     try:
+        level = "DEBUG" if debug else settings.from_environment().log_level
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         with command.make_context("sakuga", args) as context:
             command.invoke(context)
     except typer.Exit as done:

@@ -18,6 +18,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.", show_default=False)
 ]
 
+PIPE_WIDTH = 200
+"""Columns of a table that goes to a file or a pipe, where nothing needs to be squeezed."""
+
 stdout_console = Console(soft_wrap=True, highlight=False)
 stderr_console = Console(stderr=True, highlight=False)
 
@@ -31,7 +34,7 @@ def finish(payload: Mapping[str, object], text: RenderableType, as_json: bool, e
     if as_json:
         print_json(payload)
     else:
-        stdout_console.print(text)
+        stdout_console.print(text, width=None if stdout_console.is_terminal else PIPE_WIDTH)
     if exit_code:
         raise typer.Exit(exit_code)
 

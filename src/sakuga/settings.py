@@ -37,11 +37,8 @@ class Settings:
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process. Raises SettingsError for a misspelt variable or a value that cannot be used."""
-    given = {
-        name: value
-        for name, value in (os.environ if environment is None else environment).items()
-        if name.startswith(PREFIX) and value
-    }
+    source = os.environ if environment is None else environment
+    given = {name: value for name, value in source.items() if name.startswith(PREFIX) and value}
     for name in given:
         if name not in VARIABLES:
             raise SettingsError(f"no such setting: {shown(name)}{did_you_mean(name, VARIABLES)}; unset it")

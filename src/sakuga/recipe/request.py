@@ -167,9 +167,9 @@ def parse_request(values: Mapping[str, object], defaults: Mapping[str, object] |
     unknown = [key for key in values if key not in REQUEST_FIELDS]
     if unknown:
         raise RecipeError(unknown_fields(unknown))
-    given = {key: value for key, value in values.items() if value is not None}
+    merged = {**(defaults or {}), **{key: value for key, value in values.items() if value is not None}}
     try:
-        return RecipeRequest.model_validate({**(defaults or {}), **given})
+        return RecipeRequest.model_validate({key: value for key, value in merged.items() if value is not None})
     except ValidationError as error:
         raise _our_error(error) from None
 

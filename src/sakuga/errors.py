@@ -162,3 +162,15 @@ class MetricError(SakugaError, RuntimeError):
     """A program that measures quality is missing on this machine, lacks a filter or failed."""
 
     code = "E_METRIC"
+
+
+class ClusterError(SakugaError, RuntimeError):
+    """Ray did not start, ended early, or lost the job."""
+
+    code = "E_CLUSTER"
+
+
+class WorkerDiedError(SakugaError, RuntimeError):
+    """The process that rendered a video died each time that it tried."""
+
+    code = "E_WORKER_DIED"

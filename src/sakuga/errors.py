@@ -29,8 +29,9 @@ def shown(value: object, limit: int = SHOWN_CHARS) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'width'?"` for a near miss, else the empty string."""
-    near = difflib.get_close_matches(word[:SHOWN_CHARS].lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word[:SHOWN_CHARS].lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 class SakugaError(Exception):

@@ -10,6 +10,7 @@ import typer
 
 from sakuga import __version__
 from sakuga.cli.doctor import doctor
+from sakuga.cli.evaluate import evaluate
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 
@@ -45,5 +46,6 @@ def root(
     # `debug` is read by sakuga.cli.main, which also reports what goes wrong before this function runs.
 
 
+app.command()(evaluate)
 app.add_typer(models_app, name="models")
 app.command()(doctor)

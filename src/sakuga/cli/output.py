@@ -34,7 +34,8 @@ def finish(payload: Mapping[str, object], text: RenderableType, as_json: bool, e
     if as_json:
         print_json(payload)
     else:
-        stdout_console.print(text, width=None if stdout_console.is_terminal else PIPE_WIDTH)
+        console = stdout_console if stdout_console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
+        console.print(text)
     if exit_code:
         raise typer.Exit(exit_code)
 

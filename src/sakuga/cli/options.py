@@ -1,0 +1,33 @@
+"""Options that several commands share, under the recipe's own field names.
+
+An option that is not given stays None and is left to the manifest row or to the model's card.
+"""
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help="A card of `sakuga models list`.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Folder or s3://bucket/prefix with the files of the card; embedded if not given.")
+]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", help="NAME, NAME:WEIGHT or a .safetensors path; may be repeated.")
+]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the video should not show.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+Height = Annotated[int | None, typer.Option(help="Pixels.")]
+NumFrames = Annotated[int | None, typer.Option("--num-frames", "--frames", help="4n+1.")]
+Fps = Annotated[int | None, typer.Option(help="Frames per second of the video.")]
+Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--steps", help="Denoise steps.")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--guidance", help="1 switches guidance off.")]
+FlowShift = Annotated[float | None, typer.Option(help="Shift of the noise schedule.")]
+Seed = Annotated[int | None, typer.Option(help="0 to 2^63-1; drawn or made from the row if not given.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")]
+AttentionName = Annotated[str | None, typer.Option("--attention", help="auto, sdpa, fa2, fa3 or sage.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; the first GPU if there is one.")]
+
+
+def given(**fields: object) -> dict[str, object]:
+    """The fields that the user set."""
+    return {name: value for name, value in fields.items() if value is not None and value != []}

@@ -7,6 +7,7 @@ Run its tests: pytest tests/unit/test_media_video.py
 """
 
 import hashlib
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sakuga.media.files import atomic_file
 
 CRF = 16  # visually lossless for drawings; scores are computed on the frames before
 ENCODER_THREADS = 4  # fixed, because x264's decisions depend on the number of threads
-MAX_VIDEO_PIXELS = 2**31  # width x height x frames that read_video decodes: 6.4 GB
+MAX_VIDEO_PIXELS = 2**30  # width x height x frames that read_video decodes: 3.2 GB, twice that while they are cut
 SWS_FLAGS = "accurate_rnd+full_chroma_int+bitexact+lanczos"  # the same rounding with and without SIMD
 DECODE_LIMIT_S = 600  # a hostile file may decode for ever
 
@@ -58,11 +59,12 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> None:
 def read_video(path: str | Path, *, max_pixels: int = MAX_VIDEO_PIXELS) -> np.ndarray:
     """All frames of a video as uint8 RGB of shape THWC. Raises VideoError when it is missing, damaged or too large."""
     info = video_info(path)
-    if info.width * info.height * max(1.0, info.duration_s * info.fps) > max_pixels:
-        raise VideoError(
-            f"{shown(path)} has {info.width}x{info.height} and {info.duration_s:.1f} s at {info.fps:g} fps; "
-            f"at most {max_pixels:,} pixels in all are taken, cut or shrink it"
-        )
+    too_large = VideoError(
+        f"{shown(path)} is {info.width}x{info.height}, {info.duration_s:.1f} s at {info.fps:g} fps; "
+        f"at most {max_pixels:,} pixels in all are taken, cut or shrink it"
+    )
+    if info.width * info.height * info.duration_s * info.fps > max_pixels:
+        raise too_large
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-nostdin", "-i", _file_url(path)]
     command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-sws_flags", SWS_FLAGS]
     # PPM frames say their own size, so that a rotated or resized stream cannot be cut at wrong places.
@@ -71,7 +73,9 @@ def read_video(path: str | Path, *, max_pixels: int = MAX_VIDEO_PIXELS) -> np.nd
         run = subprocess.run(command, capture_output=True, check=False, timeout=DECODE_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise VideoError(f"{shown(path)} took over {DECODE_LIMIT_S} s to decode; cut or shrink it") from None
-    if run.returncode != 0 or run.stderr:
+    if len(run.stdout) > 3 * max_pixels:  # the stated length can be a lie; -fs ended the decoding there
+        raise too_large
+    if run.returncode != 0:
         raise VideoError(f"{shown(path)} is damaged or cut off ({_last_line(run.stderr)}); copy it again")
     return _parse_ppm_frames(run.stdout, path)
 
@@ -120,7 +124,8 @@ def _file_url(path: str | Path) -> str:
 
 
 def _encoder_error(path: Path, run: subprocess.CompletedProcess[bytes]) -> OutputError:
-    if b"No space left on device" in run.stderr or b"File too large" in run.stderr:
+    # SIGXFSZ: the file reached the limit of `ulimit -f`.
+    if b"No space left on device" in run.stderr or run.returncode == -signal.SIGXFSZ:
         return DiskFullError(f"no space is left to write {shown(path)}; free some, then run the same command again")
     return OutputError(f"{shown(path)} was not written: ffmpeg ended with {run.returncode} ({_last_line(run.stderr)})")
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def append_result(out: Path, result: RowResult) -> None:
         file.write(f"{result.to_json()}\n")
 
 
-def finished_receipt(out: Path, name: str, key: str) -> dict[str, object] | None:
+def finished_receipt(out: Path, name: str, key: str) -> Mapping[str, dict[str, float]] | None:
     """The receipt of a finished render of `key` under `name`, or None when something of it is missing.
 
     A receipt that cannot be read counts as missing, and is logged: the row is rendered again.
@@ -127,6 +127,6 @@ def finished_receipt(out: Path, name: str, key: str) -> dict[str, object] | None
         log.warning("receipt %s cannot be read (%s); rendering again", path, error)
         return None
     files = [out / f"{name}{suffix}" for suffix in (VIDEO_SUFFIX, THUMBNAIL_SUFFIX, SPRITES_SUFFIX)]
-    if not isinstance(receipt, dict) or receipt.get("key") != key:
+    if not isinstance(receipt, dict) or receipt.get("key") != key or "seconds" not in receipt:
         return None
     return receipt if all(path.is_file() and path.stat().st_size for path in files) else None

@@ -22,13 +22,16 @@ from typing import Protocol
 
 import numpy as np
 
-from sakuga.errors import DiskFullError, OutputError, SakugaError, WorkerDiedError, shown
+from sakuga.errors import DiskFullError, SakugaError, WorkerDiedError, shown
 from sakuga.farm.progress import PROGRESS_NAME, ProgressEvent, append_event
+from sakuga.farm.results import RECEIPT_SUFFIX, VIDEO_SUFFIX, RowResult
+from sakuga.media.files import output_error
 from sakuga.recipe import RecipeRequest
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS_FOLDER = ".attempts"
+ENGINE_RENDERER = "sakuga.farm.rendering:EngineRenderer"
 MAX_ATTEMPTS = 2  # a killed worker costs its row one retry
 MIN_FREE_BYTES = 16 * 2**20  # a 5 s 720p video with its pictures takes about 6 MB: stop before the render, not after
 
@@ -60,7 +63,7 @@ class RenderPlan:
     device: str = "cpu"
     num_threads: int | None = None
     """PyTorch threads of one worker; None leaves PyTorch's choice."""
-    renderer: str = "sakuga.farm.rendering:EngineRenderer"
+    renderer: str = ENGINE_RENDERER
     """"module:name" of the renderer's factory."""
 
     def make_renderer(self) -> Renderer:
@@ -104,11 +107,12 @@ class RenderWorker:
             attempts = count_attempt(self._out, name)
             receipt = self._render(row, name, request)
             seconds = receipt["seconds"]
-        except Exception as error:  # noqa: BLE001 the row fails, the job goes on
+        except Exception as error:  # the row fails, the job goes on
             code, message = error_columns(error)
             log.warning("row failed row=%s code=%s", row, code, exc_info=not isinstance(error, SakugaError))
         ended = "failed" if code else "done"
-        self._tell(row, name, ended, error={"code": code, "message": message} if code else None)
+        error = {"code": code, "message": message} if code else None
+        self._tell(ProgressEvent(t=time.time(), row=row, name=name, stage=ended, error=error))
         forget_attempts(self._out, name)
         outcome = {
             **{column: batch[column][0] for column in ("row", "line", "name")},
@@ -121,22 +125,42 @@ class RenderWorker:
         free_bytes = shutil.disk_usage(self._out).free
         if free_bytes < MIN_FREE_BYTES:
             raise DiskFullError(
-                f"only {free_bytes // 2**20} MB are left in {shown(self._out)}; free some, then run the same command again"
+                f"only {free_bytes // 2**20} MB left in {shown(self._out)}; free some, then run the same command again"
             )
 
         def on_step(stage: str, step: int, num_steps: int, step_s: float | None) -> None:
-            self._tell(row, name, stage, step=step, num_steps=num_steps, step_s=step_s)
+            self._tell(
+                ProgressEvent(
+                    t=time.time(), row=row, name=name, stage=stage, step=step, num_steps=num_steps, step_s=step_s
+                )
+            )
 
         return self._renderer.render(request, name, on_step)
 
-    def _tell(self, row: str, name: str, stage: str, **more: object) -> None:
+    def _tell(self, event: ProgressEvent) -> None:
         """Progress is for the eyes: a disk that cannot take the line must not cost the video."""
         try:
-            append_event(
-                self._out / PROGRESS_NAME, ProgressEvent(t=time.time(), row=row, name=name, stage=stage, **more)
-            )
+            append_event(self._out / PROGRESS_NAME, event)
         except OSError as error:
-            log.warning("progress of row=%s stage=%s not written: %s", row, stage, error)
+            log.warning("progress of row=%s stage=%s not written: %s", event.row, event.stage, error)
+
+
+def result_of(columns: Mapping[str, object]) -> RowResult:
+    """The outcome columns of one row as a value."""
+    name, status, code = (str(columns[column]) for column in ("name", "status", "error_code"))
+    done = status == "done"
+    return RowResult(
+        row=str(columns["row"]),
+        line=int(str(columns["line"])),
+        name=name,
+        status=status,
+        key=str(columns["key"]),
+        video=f"{name}{VIDEO_SUFFIX}" if done else None,
+        receipt=f"{name}{RECEIPT_SUFFIX}" if done else None,
+        seconds=json.loads(str(columns["seconds"])),
+        attempts=int(str(columns["attempts"])),
+        error={"code": code, "message": str(columns["error_message"])} if code else None,
+    )
 
 
 def error_columns(error: Exception) -> tuple[str, str]:
@@ -160,7 +184,7 @@ def count_attempt(out: Path, name: str) -> int:
             mark.flush()
             attempt = os.fstat(mark.fileno()).st_size
     except OSError as error:
-        raise OutputError(f"{shown(folder)} cannot be written ({error.strerror}); free space or choose another --out") from error
+        raise output_error(folder, error) from error
     if attempt > MAX_ATTEMPTS:
         raise WorkerDiedError(
             f"the worker died {MAX_ATTEMPTS} times while it rendered this row, most often for want of memory; "

@@ -1,0 +1,187 @@
+"""Bulk rendering: a manifest in, a folder of videos out, on Ray Data.
+
+`run_bulk` takes the folder's lock, lets `planning` decide what is left to do, and hands that to a pool of actors of
+fixed size: one row a block, one video a row. Knows no terminal: progress goes to `OUT/progress.jsonl`.
+
+Run: pytest tests/ray/test_bulk.py
+"""
+
+import contextlib
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+
+import ray
+import ray.data
+
+from sakuga import settings
+from sakuga.errors import ClusterError
+from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
+from sakuga.farm.lock import folder_lock
+from sakuga.farm.manifest import read_manifest
+from sakuga.farm.planning import RunPlan, begin_progress, plan_rows
+from sakuga.farm.results import SUMMARY_NAME, BulkSummary, RowResult, append_result, summarise, write_results
+from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, RenderPlan, RenderWorker, result_of
+from sakuga.media import check_output_dir, write_json_atomic
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"
+HEADROOM_CPUS = 4  # logical CPUs that Ray Data's own tasks want beside the workers
+
+
+def run_bulk(
+    manifest: Path,
+    out: Path,
+    *,
+    defaults: Mapping[str, object] | None = None,
+    num_workers: int = 1,
+    num_threads: int | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    address: str | None = LOCAL,
+    renderer: str = ENGINE_RENDERER,
+) -> BulkSummary:
+    """Render every row of `manifest` into `out`; rows that an earlier run finished are skipped.
+
+    `address` is the Ray cluster: "local" starts one in this process, None or "auto" takes the one that this process
+    was submitted to. `renderer` is the import path of another renderer. A row that fails costs no other row.
+
+    Raises:
+        ManifestError, OutputError, DiskFullError, BusyError: before anything is rendered.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what is done is in `results.jsonl`, and the message says how
+            to go on.
+    """
+    began = time.monotonic()
+    out = check_output_dir(out).resolve()
+    with folder_lock(out):
+        rows = read_manifest(manifest, defaults)
+        plan = RenderPlan(
+            out=str(out),
+            base_dir=str(rows.base_dir.resolve()),
+            weights=weights,
+            device=device,
+            num_threads=num_threads,
+            renderer=renderer,
+        )
+        todo = plan_rows(rows, plan, resume=resume)
+        results = {result.row: result for result in todo.settled}
+        interrupted = False
+        shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
+        begin_progress(out, todo)
+        write_results(out, results.values())
+        num_workers = min(num_workers, len(todo.tasks))
+        try:
+            if todo.tasks:
+                _render_all(todo, plan, num_workers, address, results)
+        except KeyboardInterrupt:
+            interrupted = True
+        summary = summarise(
+            list(results.values()),
+            num_rows=todo.num_rows,
+            wall_s=time.monotonic() - began,
+            num_workers=num_workers,
+            out=out,
+        )
+        write_results(out, results.values())
+        write_json_atomic(out / SUMMARY_NAME, summary.as_dict())
+        shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
+    if interrupted:
+        left = summary.not_run
+        raise KeyboardInterrupt(
+            f"stopped; {todo.num_rows - left} of {todo.num_rows} videos are settled in {out}; "
+            "run the same command again to go on with the rest"
+        )
+    return summary
+
+
+def _render_all(
+    todo: RunPlan, plan: RenderPlan, num_workers: int, address: str | None, results: dict[str, RowResult]
+) -> None:
+    """Run the tasks on Ray and put each result into `results` as it comes."""
+    with (
+        _cluster(address, num_workers),
+        _sigterm_interrupts(),
+        contextlib.closing(_outcomes(todo, plan, num_workers)) as outcomes,
+    ):
+        for result in outcomes:
+            results[result.row] = result
+            try:
+                append_result(Path(plan.out), result)
+            except OSError as error:  # the whole file is written at the end, which raises if it still cannot be
+                log.warning("result of row=%s not written yet: %s", result.row, error)
+
+
+def _outcomes(todo: RunPlan, plan: RenderPlan, num_workers: int) -> Generator[RowResult]:
+    """Results in the order in which they are done."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    num_gpus = 1 if plan.device.startswith("cuda") else 0
+    rows = (
+        ray.data.from_items([task.columns() for task in todo.tasks])
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            RenderWorker,
+            fn_constructor_args=(plan,),
+            batch_size=1,
+            # One task in flight: a second one would wait behind a busy worker while another is idle at the end.
+            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=num_gpus,
+        )
+    )
+    for columns in rows.iter_rows():
+        yield result_of(columns)
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, num_workers: int) -> Iterator[None]:
+    """A connection to Ray for the block; one that exists already is used and kept."""
+    if ray.is_initialized():
+        yield
+        return
+    settings.set_for_libraries(RAY_ENVIRONMENT)
+    try:
+        if address == LOCAL:
+            ray.init(
+                address=LOCAL,
+                num_cpus=max(LOGICAL_CPUS, num_workers + HEADROOM_CPUS),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray cluster at {address or 'auto'} ({error}); start one, or use --address local"
+        ) from error
+    try:
+        if ray.cluster_resources().get("CPU", 0) < num_workers + 1:
+            log.warning("the cluster has few logical CPUs for %d workers; Ray Data may stall", num_workers)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (`ray job stop`) ends the block like Ctrl-C. After `ray.init`, which sets a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

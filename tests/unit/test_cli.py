@@ -197,5 +197,15 @@ def test_nothing_to_fetch_for_the_embedded_model(capsys):
     assert last_json(out)["files"] == []
 
 
+def test_every_error_code_is_documented_with_its_exit_code():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    errors = [SakugaError]
+    for error in errors:
+        errors += error.__subclasses__()
+    for error in errors:
+        if error.__module__ == "sakuga.errors":
+            assert f"| `{error.code}` | {error.exit_code} |" in page, error.code
+
+
 if __name__ == "__main__":
     FROZEN.write_text(json.dumps(_surface(), indent=2) + "\n")

@@ -62,6 +62,7 @@ class ModelCard:
     guidance_scale_2: float | None = None
     """Guidance of the low-noise expert, where it differs."""
     flow_shift: float = 5.0
+    precision: str = "bf16"
 
     teacache_id: str | None = None
     """Name of the model in DiffSynth's table of TeaCache coefficients; None where it has none."""

@@ -49,13 +49,14 @@ _MINI = ModelCard(
         )
     ),
     tasks=("t2v", "i2v", "flf2v", "v2v"),
-    num_params=5_000_000,
+    num_params=5_180_416,
     in_dim=36,
     width=128,
     height=128,
     num_frames=33,
     fps=15,
     num_inference_steps=20,
+    precision="fp32",
     loras=("fairy",),
     embedded=True,
 )

@@ -1,0 +1,275 @@
+"""The engine in one process: start, step, finish, on DiffSynth's models with a loop of our own.
+
+It knows recipes and tensors. It knows nothing of Ray, jobs, files of results or other ranks.
+
+Shapes as in `engine/state.py`.     Run: pytest tests/unit/test_engine_equality.py tests/unit/test_engine_local.py
+"""
+
+import logging
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sakuga.engine.encode import encode, tiling_arguments
+from sakuga.engine.receipt import build_receipt
+from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
+from sakuga.engine.snapshot import load_state, save_state
+from sakuga.engine.state import OnEvent, RenderInputs, RenderState, StepEvent, Video
+from sakuga.engine.task import check_task
+from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
+from sakuga.recipe import RenderRecipe
+from sakuga.settings import from_environment
+from sakuga.wan.attention import attention, resolve_attention
+from sakuga.wan.cards import ModelCard, card
+from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
+from sakuga.wan.lora import LoraSwitch
+
+if TYPE_CHECKING:
+    from diffsynth.pipelines.wan_video import WanVideoPipeline
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Renders recipes of one loaded model, one at a time.
+
+    LoRAs belong to the recipe: the engine fuses those that the next render needs and takes out the others, after
+    which the base weights are what they were, bit for bit. Two renders may take turns step by step.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.device = torch.device(model.pipe.device)
+        self._loras = LoraSwitch(model.experts)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | ModelCard,
+        weights: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> "LocalEngine":
+        """Load a card: from a folder, from s3://bucket/prefix or, None, from the package.
+
+        Raises ModelError, WeightsError or StorageError.
+        """
+        settings = from_environment()
+        chosen = card(model) if isinstance(model, str) else model
+        found = locate(chosen, weights, cache_dir=settings.cache_dir, endpoint_url=settings.s3_endpoint_url)
+        return cls(load_model(found, device=device, precision=precision))
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card
+
+    @property
+    def _pipe(self) -> "WanVideoPipeline":
+        return self.model.pipe
+
+    def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:
+        """Encode: check that this engine can render the recipe, fuse its LoRAs, make latents and conditioning.
+
+        Raises RecipeError, ModelError, GeometryError, AttentionError, LoraError, VideoError or WeightsError.
+        """
+        began = time.monotonic()
+        check_task(recipe, self.card)
+        self._check_is_for_me(recipe)
+        self.add_loras(inputs.lora_paths)
+        notes = self._prompt_notes(recipe)
+        with self._ready(recipe), stdout_to_log():
+            encoded = encode(self._pipe, recipe, inputs)
+        self._synchronize()
+        return RenderState(
+            recipe=recipe,
+            conditioning=encoded.conditioning,
+            latents_BCTHW=encoded.latents_BCTHW,
+            sigmas=noise_levels(
+                recipe.num_inference_steps,
+                shift=recipe.flow_shift,
+                denoising_strength=recipe.denoising_strength,
+            ),
+            num_reference_frames=encoded.num_reference_frames,
+            encode_s=time.monotonic() - began,
+            notes=notes,
+        )
+
+    def add_loras(self, paths: Sequence[Path]) -> None:
+        """Read LoRAs that recipes will name, as a restored render needs them. LoraError when one does not fit."""
+        for path in paths:
+            self._loras.register(path)
+
+    def step(self, state: RenderState) -> RenderState:
+        """One denoise step. Raises NumericsError when latents stop being finite."""
+        began = time.monotonic()
+        sigma, sigma_next = state.sigmas[state.step], state.sigmas[state.step + 1]
+        with self._ready(state.recipe):
+            velocity = self._guided_velocity(state, sigma * NUM_TRAIN_TIMESTEPS)
+            latents = euler_step(state.latents_BCTHW, velocity, sigma, sigma_next)
+        first_frame = state.conditioning.first_frame_latents_BCTHW
+        if first_frame is not None:
+            latents[:, :, 0:1] = first_frame
+        if not torch.isfinite(latents).all():
+            raise NumericsError(
+                f"step {state.step + 1} of {state.num_steps} gave NaN or infinite values; "
+                f"render in fp32, lower guidance_scale or leave out the LoRA"
+            )
+        return state.advanced(latents, time.monotonic() - began)
+
+    def finish(self, state: RenderState) -> Video:
+        """Decode the latents of the last step."""
+        if not state.is_done:
+            raise RecipeError(f"{state.num_steps - state.step} steps are still to do; call step() before finish()")
+        began = time.monotonic()
+        latents = state.latents_BCTHW[:, :, state.num_reference_frames :]
+        with self._ready(state.recipe), stdout_to_log():
+            self._pipe.load_models_to_device(["vae"])
+            video_BCTHW = self._pipe.vae.decode(latents, device=self._pipe.device, **tiling_arguments(state.recipe))
+        frames_THWC = to_frames(video_BCTHW[0])
+        decode_s = time.monotonic() - began
+        seconds = {"encode": state.encode_s, "denoise": sum(state.step_s), "decode": decode_s}
+        return Video(
+            frames_THWC=frames_THWC,
+            fps=state.recipe.fps,
+            seconds=seconds | {"total": sum(seconds.values())},
+            step_s=state.step_s,
+            notes=state.notes,
+        )
+
+    def snapshot(self, state: RenderState, path: Path) -> None:
+        """Save a state; `restore` goes on from it to the same bits, in another process or on another machine."""
+        save_state(state, path)
+
+    def restore(self, path: Path) -> RenderState:
+        """A saved state. Raises ModelError or WeightsError when it belongs to another model than this engine holds."""
+        state = load_state(path, self.device)
+        self._check_is_for_me(state.recipe)
+        return state
+
+    def render(
+        self, recipe: RenderRecipe, inputs: RenderInputs | None = None, on_event: OnEvent | None = None
+    ) -> Video:
+        """Start, every step, finish. What `on_event` raises ends the render."""
+        began = time.monotonic()
+
+        def tell(stage: str, step: int, step_s: float | None = None) -> None:
+            if on_event is not None:
+                elapsed_s = time.monotonic() - began
+                num_steps = recipe.num_inference_steps
+                on_event(StepEvent(stage=stage, step=step, num_steps=num_steps, elapsed_s=elapsed_s, step_s=step_s))
+
+        tell("encode", 0)
+        state = self.start(recipe, inputs or RenderInputs())
+        tell("denoise", 0)
+        while not state.is_done:
+            state = self.step(state)
+            tell("denoise", state.step, state.step_s[-1])
+        tell("decode", state.step)
+        return self.finish(state)
+
+    def receipt(self, recipe: RenderRecipe, video: Video) -> dict[str, object]:
+        """What made this video: recipe, key, weights, versions, seconds, attention, LoRAs, notes."""
+        return build_receipt(
+            model=self.model,
+            recipe=recipe,
+            video=video,
+            attention=self._attention(recipe),
+            loras=[self._loras.report(ref.sha256) for ref in recipe.loras],
+        )
+
+    def _guided_velocity(self, state: RenderState, timestep: torch.Tensor) -> torch.Tensor:
+        recipe, conditioning = state.recipe, state.conditioning
+        low_noise = self._is_low_noise(recipe, timestep)
+        guidance = recipe.guidance_scale
+        if low_noise and recipe.guidance_scale_2 is not None:
+            guidance = recipe.guidance_scale_2
+        positive = self._velocity(state, conditioning.context_positive_BLD, timestep, low_noise=low_noise)
+        if guidance == 1:
+            return positive
+        assert conditioning.context_negative_BLD is not None
+        negative = self._velocity(state, conditioning.context_negative_BLD, timestep, low_noise=low_noise)
+        return negative + guidance * (positive - negative)
+
+    def _velocity(
+        self, state: RenderState, context_BLD: torch.Tensor, timestep: torch.Tensor, *, low_noise: bool
+    ) -> torch.Tensor:
+        pipe, conditioning = self._pipe, state.conditioning
+        return pipe.model_fn(
+            dit=pipe.dit2 if low_noise else pipe.dit,
+            vace=pipe.vace2 if low_noise else pipe.vace,
+            latents=state.latents_BCTHW,
+            # DiffSynth gives the time in the precision of the pipeline; so do we, for equal frames.
+            timestep=timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
+            context=context_BLD,
+            clip_feature=conditioning.clip_feature_BLD,
+            y=conditioning.y_BCTHW,
+            reference_latents=conditioning.reference_latents_BCTHW,
+            vace_context=conditioning.vace_context_BCTHW,
+            fuse_vae_embedding_in_latents=conditioning.first_frame_latents_BCTHW is not None,
+        )
+
+    def _is_low_noise(self, recipe: RenderRecipe, timestep: torch.Tensor) -> bool:
+        boundary = recipe.boundary_ratio if recipe.boundary_ratio is not None else self.card.boundary_ratio
+        if self._pipe.dit2 is None or boundary is None:
+            return False
+        return timestep.item() < boundary * NUM_TRAIN_TIMESTEPS
+
+    @contextmanager
+    def _ready(self, recipe: RenderRecipe) -> Generator[None]:
+        """Inside: the recipe's LoRAs and attention, and no gradients."""
+        self._loras.fuse([(ref.sha256, ref.weight) for ref in recipe.loras])
+        with torch.no_grad(), attention(self._attention(recipe)):
+            yield
+
+    def _attention(self, recipe: RenderRecipe) -> str:
+        return resolve_attention(
+            recipe.attention,
+            device=self.device,
+            head_dim=self.model.head_dim,
+            dtype=self._pipe.torch_dtype,
+        )
+
+    def _check_is_for_me(self, recipe: RenderRecipe) -> None:
+        if recipe.model != self.card.name:
+            raise ModelError(f"this engine holds {self.card.name}, the recipe asks for {recipe.model}; load that one")
+        if recipe.weights_sha256 != self.model.weights_sha256:
+            raise WeightsError(
+                f"the recipe asks for weights {recipe.weights_sha256[:12]}, this engine holds "
+                f"{self.model.weights_sha256[:12]}; load those weights or leave weights_sha256 out"
+            )
+        if recipe.precision != self.model.precision:
+            raise RecipeError(
+                f"the recipe asks for {recipe.precision}, this engine runs in {self.model.precision}; load it in that"
+            )
+
+    def _prompt_notes(self, recipe: RenderRecipe) -> tuple[str, ...]:
+        limit = self.card.tokenizer_max_tokens
+        notes = []
+        for name in ("prompt", "negative_prompt"):
+            num_tokens = self._count_tokens(getattr(recipe, name))
+            if num_tokens > limit:
+                notes.append(f"{name} has {num_tokens} tokens; the tokenizer stops at {limit}, the rest has no effect")
+                logger.warning("%s key=%s", notes[-1], recipe.render_key[:12])
+        return tuple(notes)
+
+    def _count_tokens(self, text: str) -> int:
+        tokenizer = self._pipe.tokenizer.tokenizer
+        assert callable(tokenizer)
+        return len(tokenizer(text).input_ids)
+
+    def _synchronize(self) -> None:
+        """A GPU works behind the program's back; without waiting, a stage's seconds would go to the next one."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def to_frames(video_CTHW: torch.Tensor) -> np.ndarray:
+    """Decoded video in -1..1 to uint8 THWC, cut off below the decimal point as DiffSynth does."""
+    scaled = ((video_CTHW.permute(1, 2, 3, 0) + 1) * 127.5).clip(0, 255)
+    return scaled.to(device="cpu", dtype=torch.uint8).numpy()

@@ -1,0 +1,146 @@
+"""From what a user asked for to a recipe: fill in the card's defaults, read the files, hash what they hold.
+
+Files of weights are found and hashed, not loaded, and the request is checked against the card first, so a bad request
+costs no model work.     Run: pytest tests/unit/test_engine_resolve.py
+"""
+
+import secrets
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from sakuga.engine.state import RenderInputs
+from sakuga.engine.task import check_task
+from sakuga.errors import LoraError, WeightsError
+from sakuga.media import image_sha256, load_image, read_video, video_sha256
+from sakuga.recipe import (
+    IMAGE_ROLES,
+    MAX_SEED,
+    VIDEO_ROLES,
+    ImageRef,
+    LoraRef,
+    LoraRequest,
+    RecipeRequest,
+    RenderRecipe,
+    VideoRef,
+)
+from sakuga.settings import from_environment
+from sakuga.wan.cards import ModelCard
+from sakuga.wan.loading import WeightSet, locate
+from sakuga.wan.lora import embedded_lora
+from sakuga.wan.weights import file_sha256
+
+Value = TypeVar("Value")
+
+
+def resolve(
+    request: RecipeRequest, card: ModelCard, base_dir: Path, weights: str | Path | None = None
+) -> tuple[RenderRecipe, RenderInputs, tuple[Path, ...]]:
+    """The recipe of a request, the contents that it names by hash, and the paths of its LoRAs.
+
+    Relative paths begin at `base_dir`; `weights` as in `LocalEngine.load`. A missing seed is drawn here. Raises
+    GeometryError, ModelError, RecipeError, ImageError, VideoError, LoraError or WeightsError.
+    """
+    bare = _recipe(request, card, weights_sha256="0" * 64)
+    check_task(_with_placeholders(bare, request), card)
+    images = {role: load_image(base_dir / path) for role in IMAGE_ROLES if (path := getattr(request, role))}
+    videos = {role: read_video(base_dir / path) for role in VIDEO_ROLES if (path := getattr(request, role))}
+    found = located(card, weights)
+    if request.weights_sha256 not in (None, found.sha256):
+        raise WeightsError(
+            f"the weights of {card.name} are {found.sha256[:12]}, not {str(request.weights_sha256)[:12]} as asked; "
+            "give the right --weights or leave weights_sha256 out"
+        )
+    lora_paths = tuple(_lora_path(lora, card, found, base_dir) for lora in request.loras)
+    recipe = _recipe(
+        request,
+        card,
+        weights_sha256=found.sha256,
+        seed=bare.seed,
+        images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
+        videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
+        loras=tuple(
+            LoraRef(sha256=file_sha256(path), weight=lora.weight)
+            for lora, path in zip(request.loras, lora_paths, strict=True)
+        ),
+    )
+    return recipe, RenderInputs(images=images, videos=videos, lora_paths=lora_paths), lora_paths
+
+
+def located(card: ModelCard, weights: str | Path | None = None) -> WeightSet:
+    """The card's files, found and hashed once in a process."""
+    return _located(card, None if weights is None else str(weights))
+
+
+@lru_cache(maxsize=16)
+def _located(card: ModelCard, weights: str | None) -> WeightSet:
+    settings = from_environment()
+    return locate(card, weights, cache_dir=settings.cache_dir, endpoint_url=settings.s3_endpoint_url)
+
+
+def _recipe(
+    request: RecipeRequest,
+    card: ModelCard,
+    *,
+    weights_sha256: str,
+    seed: int | None = None,
+    images: tuple[ImageRef, ...] = (),
+    videos: tuple[VideoRef, ...] = (),
+    loras: tuple[LoraRef, ...] = (),
+) -> RenderRecipe:
+    """The request with the card's defaults in place of what it leaves open."""
+    # One guidance given is meant for both experts; only without any the card's pair is taken.
+    guidance_2 = request.guidance_scale_2
+    if request.guidance_scale is None and guidance_2 is None:
+        guidance_2 = card.guidance_scale_2
+    seed = request.seed if seed is None else seed
+    return RenderRecipe(
+        model=card.name,
+        weights_sha256=weights_sha256,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=_or(request.width, card.width),
+        height=_or(request.height, card.height),
+        num_frames=_or(request.num_frames, card.num_frames),
+        fps=_or(request.fps, card.fps),
+        num_inference_steps=_or(request.num_inference_steps, card.num_inference_steps),
+        guidance_scale=_or(request.guidance_scale, card.guidance_scale),
+        guidance_scale_2=guidance_2,
+        boundary_ratio=_or(request.boundary_ratio, card.boundary_ratio),
+        flow_shift=_or(request.flow_shift, card.flow_shift),
+        seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
+        denoising_strength=_or(request.denoising_strength, 1.0),
+        images=images,
+        videos=videos,
+        loras=loras,
+        step_cache=request.step_cache,
+        precision=_or(request.precision, card.precision),
+        # "auto" is the exact kernel everywhere; stored by its name, so that both spellings are one key.
+        attention="sdpa" if request.attention == "auto" else request.attention,
+        tiling=request.tiling,
+    )
+
+
+def _with_placeholders(recipe: RenderRecipe, request: RecipeRequest) -> RenderRecipe:
+    """The recipe with the roles of its files but not their hashes: enough to check the task before reading them."""
+    nothing = "0" * 64
+    return replace(
+        recipe,
+        images=tuple(ImageRef(role=role, sha256=nothing) for role in IMAGE_ROLES if getattr(request, role)),
+        videos=tuple(VideoRef(role=role, sha256=nothing) for role in VIDEO_ROLES if getattr(request, role)),
+    )
+
+
+def _lora_path(lora: LoraRequest, card: ModelCard, weights: WeightSet, base_dir: Path) -> Path:
+    if lora.name is not None:
+        path = embedded_lora(lora.name, card.name, weights.lora_dir, card.loras)
+    else:
+        path = base_dir / str(lora.path)
+    if not path.is_file():
+        raise LoraError(f"LoRA {path} does not exist; check the path")
+    return path
+
+
+def _or(given: Value | None, default: Value) -> Value:
+    return default if given is None else given

@@ -1,0 +1,107 @@
+"""The values of a render: what goes in, what stands between two steps, what comes out.
+
+A state is never changed in place: each step makes a new one, so an old one can be kept, saved or tried again.
+
+Shapes: B batch, C channels, T frames (latent frames in latents), H height, W width, L text tokens, D width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sakuga.recipe import RenderRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderInputs:
+    """The contents that a recipe names by hash."""
+
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    """By role, in the order of `recipe.images`; decoded, of any size."""
+    videos: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By role: uint8 RGB, THWC, of any size and at least as long as the render."""
+    lora_paths: tuple[Path, ...] = ()
+    """In the order of `recipe.loras`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """All that the DiT is given besides latents and time."""
+
+    context_positive_BLD: torch.Tensor
+    context_negative_BLD: torch.Tensor | None = None
+    """None when no step needs guidance."""
+    y_BCTHW: torch.Tensor | None = None
+    """Mask and image, or control video, as further channels."""
+    clip_feature_BLD: torch.Tensor | None = None
+    reference_latents_BCTHW: torch.Tensor | None = None
+    vace_context_BCTHW: torch.Tensor | None = None
+    first_frame_latents_BCTHW: torch.Tensor | None = None
+    """Put back after every step by models that keep the image in the latents (TI2V-5B)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderState:
+    """A render between two steps."""
+
+    recipe: RenderRecipe
+    conditioning: Conditioning
+    latents_BCTHW: torch.Tensor
+    sigmas: torch.Tensor
+    """`noise_levels` of the recipe, on the CPU."""
+    step: int = 0
+    """Steps done."""
+    num_reference_frames: int = 0
+    """Latent frames in front that are no part of the video (VACE with a reference image)."""
+    encode_s: float = 0.0
+    step_s: tuple[float, ...] = ()
+    """Monotonic seconds of each step done."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about this render, said again in the receipt."""
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.num_steps
+
+    def advanced(self, latents_BCTHW: torch.Tensor, step_s: float) -> "RenderState":
+        """The state one step on."""
+        return dataclasses.replace(self, latents_BCTHW=latents_BCTHW, step=self.step + 1, step_s=(*self.step_s, step_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """A finished render."""
+
+    frames_THWC: np.ndarray
+    """uint8 RGB."""
+    fps: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Monotonic seconds by stage: encode, denoise, decode, total."""
+    step_s: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """Where a render stands."""
+
+    stage: str
+    """"encode" begins, "denoise" after 0 to num_steps steps, "decode" begins."""
+    step: int
+    num_steps: int
+    elapsed_s: float
+    """Since the render began, monotonic."""
+    step_s: float | None = None
+    """Of the step just done."""
+
+
+OnEvent = Callable[[StepEvent], None]

@@ -8,7 +8,6 @@ Run its tests: pytest tests/unit/test_recipe.py
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from sakuga.errors import GeometryError, InputError, PromptError, RecipeError, did_you_mean, shown
@@ -18,6 +17,7 @@ MAX_SEED = 2**63 - 1  # torch generators take a signed 64-bit seed; negative one
 MAX_VIDEO_PIXELS = 2**31  # width x height x frames: 1080p for a minute; its RGB frames alone take 6.4 GB
 MAX_LORAS = 16
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -87,9 +87,10 @@ def check_prompt(field: str, value: object, *, may_be_empty: bool = False) -> st
 
 def check_characters(field: str, value: str, *, allowed: str = "", error: type[InputError] = RecipeError) -> None:
     """Refuses control characters (terminal escapes, NUL) and surrogates, which UTF-8 cannot hold."""
-    for place, char in enumerate(value):
-        if unicodedata.category(char) in ("Cc", "Cs") and char not in allowed:
-            raise error(f"{field} has the control character U+{ord(char):04X} at position {place}; remove it")
+    for match in NOT_TEXT.finditer(value):
+        if match[0] not in allowed:
+            code = f"U+{ord(match[0]):04X}"
+            raise error(f"{field} has the control character {code} at position {match.start()}; remove it")
 
 
 def check_slug(field: str, value: object, error: type[InputError] = RecipeError) -> str:

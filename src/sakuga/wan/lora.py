@@ -24,9 +24,9 @@ KOHYA_PREFIX = "lora_unet_"
 KEY = re.compile(r"(?P<target>.+?)(?:\.module)?\.(?P<kind>lora_A|lora_B|lora_down|lora_up)(?:\.\w+)?\.weight")
 ALPHA = re.compile(r"(?P<target>.+?)(?:\.module)?\.alpha")
 KINDS = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B"}
-OTHER_METHODS = {
-    "magnitude": "DoRA", "dora_scale": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", ".diff": "full differences",
-}  # fmt: skip
+OTHER_METHODS = re.compile(
+    r"(?P<DoRA>magnitude|dora_scale)|(?P<LoKr>lokr_)|(?P<LoHa>hada_)|(?P<difference>\.diff(_b)?$)"
+)
 MAX_NAMED = 3
 """Tensors that an error names; the rest is counted."""
 
@@ -171,9 +171,8 @@ def _sorted_by_target(
     alphas: dict[str, float] = {}
     lost = []
     for key, tensor in tensors.items():
-        for sign, method in OTHER_METHODS.items():
-            if sign in key:
-                raise LoraError(f"LoRA {path} is {method} (tensor {key}), which cannot be fused; export it as a LoRA")
+        if other := OTHER_METHODS.search(key):
+            raise LoraError(f"LoRA {path} is a {other.lastgroup} (tensor {key}), not a LoRA; export it as one")
         match = KEY.fullmatch(key) or ALPHA.fullmatch(key)
         target = _module_name(match["target"], by_kohya) if match else ""
         if match is None or target not in shapes:

@@ -1,0 +1,177 @@
+"""LoRA: every tensor finds its place or the file is refused; fusing comes off again to the same bits."""
+
+import pytest
+import torch
+from diffsynth.utils.lora import GeneralLoRALoader
+from safetensors.torch import save_file
+
+from sakuga.errors import LoraError, ModelError
+from sakuga.wan.lora import LoraSwitch, embedded_lora, read_lora
+from sakuga.wan.weights import file_sha256
+
+RANK, WIDTH = 4, 8
+TARGETS = ("blocks.0.self_attn.q", "blocks.1.ffn.0")
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn = torch.nn.Module()
+        self.self_attn.q = torch.nn.Linear(WIDTH, WIDTH)
+        self.ffn = torch.nn.Sequential(torch.nn.Linear(WIDTH, 2 * WIDTH), torch.nn.GELU())
+        self.norm = torch.nn.LayerNorm(WIDTH)
+
+
+def make_model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(Block() for _ in range(2))
+    return model
+
+
+def make_tensors(seed: int = 1) -> dict[str, torch.Tensor]:
+    """A and B of both targets, by "target.A" and "target.B"."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {TARGETS[0]: WIDTH, TARGETS[1]: 2 * WIDTH}
+    tensors = {}
+    for target in TARGETS:
+        tensors[f"{target}.A"] = torch.randn(RANK, WIDTH, generator=generator)
+        tensors[f"{target}.B"] = torch.randn(out[target], RANK, generator=generator)
+    return tensors
+
+
+def write(path, style: str, tensors: dict[str, torch.Tensor] | None = None):
+    """Save in one of the known key styles."""
+    renamed = {}
+    for key, tensor in (tensors or make_tensors()).items():
+        target, kind = key.rsplit(".", 1)
+        renamed[
+            style.format(target=target, kohya=target.replace(".", "_"), kind=kind, k="down" if kind == "A" else "up")
+        ] = tensor
+    save_file(renamed, path)
+    return path
+
+
+STYLES = {
+    "diffsynth": "{target}.lora_{kind}.default.weight",
+    "plain": "{target}.lora_{kind}.weight",
+    "comfy": "diffusion_model.{target}.lora_{kind}.weight",
+    "diffusers": "transformer.{target}.lora_{kind}.weight",
+    "peft": "base_model.model.{target}.lora_{kind}.weight",
+    "dotted": "{target}.lora_{k}.weight",
+    "kohya": "lora_unet_{kohya}.lora_{k}.weight",
+    "fp8 wrapper": "{target}.module.lora_{kind}.default.weight",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
+def test_every_key_style_finds_every_layer(style, tmp_path):
+    lora = read_lora(write(tmp_path / "l.safetensors", style), make_model())
+    assert set(lora.pairs) == set(TARGETS)
+    assert torch.equal(lora.pairs[TARGETS[0]].a, make_tensors()[f"{TARGETS[0]}.A"])
+    assert torch.equal(lora.pairs[TARGETS[1]].b, make_tensors()[f"{TARGETS[1]}.B"])
+
+
+def test_fused_weights_equal_those_of_diffsynth(tmp_path):
+    path = write(tmp_path / "l.safetensors", STYLES["diffsynth"])
+    ours, stock = make_model(), make_model()
+    switch = LoraSwitch([ours])
+    switch.register(path)
+    switch.fuse([(file_sha256(path), 0.7)])
+    tensors = {STYLES["diffsynth"].format(target=k[:-2], kind=k[-1], k=""): v for k, v in make_tensors().items()}
+    GeneralLoRALoader(torch_dtype=torch.float32).fuse_lora_to_base_model(stock, tensors, alpha=0.7)
+    for target in TARGETS:
+        difference = ours.get_submodule(target).weight - stock.get_submodule(target).weight
+        # Only the order of two multiplications differs.
+        assert difference.abs().max() < 1e-6
+
+
+def test_switching_loras_restores_the_base_to_the_bit(tmp_path):
+    model = make_model()
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    one = write(tmp_path / "one.safetensors", STYLES["plain"], make_tensors(1))
+    two = write(tmp_path / "two.safetensors", STYLES["plain"], make_tensors(2))
+    switch = LoraSwitch([model])
+    switch.register(one)
+    switch.register(two)
+    first, second = (file_sha256(one), 1.0), (file_sha256(two), 0.3)
+    switch.fuse([first])
+    alone = model.get_submodule(TARGETS[0]).weight.clone()
+    switch.fuse([first, second])
+    assert not torch.equal(model.get_submodule(TARGETS[0]).weight, alone)
+    switch.fuse([first])
+    assert torch.equal(model.get_submodule(TARGETS[0]).weight, alone)
+    switch.fuse([])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, base[name]), name
+
+
+def test_alpha_scales_by_rank(tmp_path):
+    tensors = {STYLES["kohya"].format(kohya=k[:-2].replace(".", "_"), k="down" if k[-1] == "A" else "up"): v
+               for k, v in make_tensors().items()}  # fmt: skip
+    tensors["lora_unet_blocks_0_self_attn_q.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "l.safetensors")
+    lora = read_lora(tmp_path / "l.safetensors", make_model())
+    assert lora.pairs[TARGETS[0]].scale == 1 / RANK
+    assert lora.pairs[TARGETS[1]].scale == 1.0
+
+
+def damaged(change) -> dict[str, torch.Tensor]:
+    tensors = make_tensors()
+    change(tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.update({"blocks.9.self_attn.q.A": t.pop(f"{TARGETS[0]}.A")}),
+            r"4 tensors have a place, none for blocks\.9",
+        ),
+        (lambda t: t.update({"blocks.0.norm.A": torch.ones(4, 8)}), r"none for blocks\.0\.norm"),
+        (lambda t: t.pop(f"{TARGETS[0]}.B"), r"lacks lora_A or lora_B of blocks\.0\.self_attn\.q"),
+        (lambda t: t.update({f"{TARGETS[0]}.A": torch.ones(RANK, WIDTH + 1)}), "another size"),
+        (lambda t: t.update({f"{TARGETS[0]}.B": torch.ones(WIDTH, RANK + 1)}), "another size"),
+        (lambda t: t[f"{TARGETS[1]}.B"].fill_(float("nan")), r"NaN or infinite values in blocks\.1\.ffn\.0"),
+    ],
+)
+def test_a_lora_that_does_not_fit_whole_is_refused(change, message, tmp_path):
+    path = write(tmp_path / "l.safetensors", STYLES["plain"], damaged(change))
+    with pytest.raises(LoraError, match=message):
+        read_lora(path, make_model())
+
+
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [
+        ("blocks.0.self_attn.q.lora_magnitude_vector.weight", "DoRA"),
+        ("blocks.0.self_attn.q.dora_scale", "DoRA"),
+        ("lora_unet_blocks_0_self_attn_q.lokr_w1", "LoKr"),
+        ("lora_unet_blocks_0_self_attn_q.hada_w1_a", "LoHa"),
+        ("diffusion_model.blocks.0.self_attn.q.diff", "difference"),
+    ],
+)
+def test_other_methods_are_named_and_refused(key, method, tmp_path):
+    save_file({key: torch.ones(4, 4)}, tmp_path / "l.safetensors")
+    with pytest.raises(LoraError, match=method):
+        read_lora(tmp_path / "l.safetensors", make_model())
+
+
+def test_damaged_missing_and_unknown_files(tmp_path):
+    path = write(tmp_path / "l.safetensors", STYLES["plain"])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(LoraError, match="damaged or cut off"):
+        read_lora(path, make_model())
+    with pytest.raises(LoraError, match="cannot be read"):
+        read_lora(tmp_path / "none.safetensors", make_model())
+    with pytest.raises(LoraError, match="not among the files given"):
+        LoraSwitch([make_model()]).fuse([("f" * 64, 1.0)])
+
+
+def test_embedded_lora_by_name(tmp_path):
+    assert embedded_lora("fairy", "wan-mini", tmp_path, ("fairy",)) == tmp_path / "fairy.safetensors"
+    with pytest.raises(ModelError, match="did you mean 'fairy'"):
+        embedded_lora("fary", "wan-mini", tmp_path, ("fairy",))
+    with pytest.raises(ModelError, match="none of its own"):
+        embedded_lora("fairy", "wan2.1-t2v-14b", None, ())

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from sakuga import __version__
+from sakuga.cli.bulk import bulk
 from sakuga.cli.doctor import doctor
 from sakuga.cli.evaluate import evaluate
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
+from sakuga.cli.render import render
 
 EPILOG = (
     "Exit codes: 0 done · 1 some videos failed · 2 bad input · 3 the machine or its storage is at fault · "
@@ -46,6 +48,8 @@ def root(
     # `debug` is read by sakuga.cli.main, which also reports what goes wrong before this function runs.
 
 
+app.command()(render)
+app.command()(bulk)
 app.command()(evaluate)
 app.add_typer(models_app, name="models")
 app.command()(doctor)

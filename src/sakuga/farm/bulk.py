@@ -58,6 +58,8 @@ def run_bulk(
             to go on.
     """
     began = time.monotonic()
+    if weights is not None and "://" not in weights:
+        weights = str(Path(weights).resolve())  # a worker's current folder is another one
     out = check_output_dir(out).resolve()
     with folder_lock(out):
         rows = read_manifest(manifest, defaults)

@@ -34,8 +34,11 @@ RAY_ENVIRONMENT = {
     # Ray Data's own messages and bars are not for the job's log.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_COLOR_PREFIX": "0",
-    # Workers that wait for work cost start-up time on two cores; the pool starts what it needs.
+    # A stopped job writes its results before it goes: 3 s, the default, are short on a loaded machine.
+    "RAY_JOB_STOP_WAIT_TIME_S": "10",
+    # Eight idle workers, one per logical CPU, would start just when the job wants the two cores.
     "RAY_enable_worker_prestart": "0",
+    # Nothing on a head of our own is worth the 30 s that it would wait for idle workers.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 LOGICAL_CPUS = 8  # Ray Data needs headroom: with 2 a resume of 12 rows had not ended after 150 s, with 8 it took 7 s

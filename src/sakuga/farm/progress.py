@@ -65,16 +65,20 @@ def append_event(path: Path, event: ProgressEvent) -> None:
 class ProgressTail:
     """Reads what was appended since the last call; a line still being written waits for its end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_new_file: bool = False) -> None:
+        """`only_new_file` leaves out the file that exists now: a run that begins later starts another one."""
         self._path = path
         self._offset = 0
         self._inode = -1
+        self._old_inode = path.stat().st_ino if only_new_file and path.exists() else -1
 
     def read_new(self) -> list[ProgressEvent]:
         """New events in file order; none while the file does not exist. A file begun anew is read from its start."""
         try:
             with self._path.open("rb") as file:
                 stat = os.fstat(file.fileno())
+                if stat.st_ino == self._old_inode:
+                    return []
                 if stat.st_ino != self._inode or stat.st_size < self._offset:
                     self._inode, self._offset = stat.st_ino, 0
                 file.seek(self._offset)

@@ -8,5 +8,6 @@ from sakuga.synth.figure import HAIR_COLOURS, OUTFIT_COLOURS, Figure
 from sakuga.synth.sample import HELD_OUT_SEED, Sample, World, make_sample
 
 __all__ = [
-    "DANCES", "HAIR_COLOURS", "HELD_OUT_SEED", "OUTFIT_COLOURS", "Choreography", "Figure", "Sample", "World", "make_sample",
+    "DANCES", "HAIR_COLOURS", "HELD_OUT_SEED", "OUTFIT_COLOURS",
+    "Choreography", "Figure", "Sample", "World", "make_sample",
 ]  # fmt: skip

@@ -44,13 +44,16 @@ _INK: RGB = (48, 30, 56)
 def tone(colour: RGB, factor: float) -> RGB:
     """A darker (< 1) or lighter (> 1, towards white) tone."""
     if factor <= 1:
-        return tuple(round(c * factor) for c in colour)  # type: ignore[return-value]  # a tuple of three
-    return tuple(round(c + (255 - c) * (factor - 1)) for c in colour)  # type: ignore[return-value]
+        red, green, blue = (round(c * factor) for c in colour)
+    else:
+        red, green, blue = (round(c + (255 - c) * (factor - 1)) for c in colour)
+    return red, green, blue
 
 
 def _saturated(colour: RGB, factor: float) -> RGB:
     grey = sum(colour) / 3
-    return tuple(int(np.clip(grey + (c - grey) * factor, 0, 255)) for c in colour)  # type: ignore[return-value]
+    red, green, blue = (int(np.clip(grey + (c - grey) * factor, 0, 255)) for c in colour)
+    return red, green, blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,8 @@ def _torso(
     waist = _mix(j.neck, pelvis, 0.62)
     half_waist, half_hip = 0.058 * u * width, 0.082 * u * width
     torso = [
-        (sl[0] - 0.012 * u, sl[1] - 0.008 * u), (j.neck[0], j.neck[1] + 0.018 * u), (sr[0] + 0.012 * u, sr[1] - 0.008 * u),
+        (sl[0] - 0.012 * u, sl[1] - 0.008 * u), (j.neck[0], j.neck[1] + 0.018 * u),
+        (sr[0] + 0.012 * u, sr[1] - 0.008 * u),
         (waist[0] + half_waist, waist[1]), (pelvis[0] + half_hip, pelvis[1] + 0.02 * u),
         (pelvis[0] - half_hip, pelvis[1] + 0.02 * u), (waist[0] - half_waist, waist[1]),
     ]  # fmt: skip
@@ -171,7 +175,8 @@ def _torso(
         fold = [skirt[1], skirt[2], skirt[3], _mix(skirt[1], skirt[0], 0.25)]
         brush.polygon(fold, tone(cloth, 1 - style.shade), CLOTHES, ink=False)
     brush.polygon(torso, cloth, CLOTHES)
-    shadow = [_mix(j.neck, sr, 0.6), torso[2], torso[3], torso[4], _mix(pelvis, torso[4], 0.3), _mix(waist, torso[3], 0.4)]
+    inner = [_mix(pelvis, torso[4], 0.3), _mix(waist, torso[3], 0.4)]
+    shadow = [_mix(j.neck, sr, 0.6), torso[2], torso[3], torso[4], *inner]
     brush.polygon(shadow, tone(cloth, 1 - style.shade), CLOTHES, ink=False)
     if figure.accessory == "a scarf":
         brush.limb([_mix(sl, j.neck, 0.5), (j.neck[0], j.neck[1] + 0.02 * u), _mix(sr, j.neck, 0.5)], 0.04 * u,
@@ -191,12 +196,14 @@ def _hair_behind(brush: Brush, j: Joints, late: Joints, figure: Figure, hair: RG
             tip_y = hy + 0.36 * u + dy
             brush.polygon(
                 [(hx - 1.02 * r, hy - 0.2 * r), (hx + 1.02 * r, hy - 0.2 * r), (hx + 1.15 * r + dx, tip_y - 0.05 * u),
-                 (hx + 0.3 * r + 1.3 * dx, tip_y), (hx - 0.3 * r + 1.3 * dx, tip_y), (hx - 1.15 * r + dx, tip_y - 0.05 * u)],
+                 (hx + 0.3 * r + 1.3 * dx, tip_y), (hx - 0.3 * r + 1.3 * dx, tip_y),
+                 (hx - 1.15 * r + dx, tip_y - 0.05 * u)],
                 dark, HAIR)  # fmt: skip
         case "a bob":
             brush.polygon(
-                [(hx - 1.08 * r, hy - 0.2 * r), (hx + 1.08 * r, hy - 0.2 * r), (hx + 1.25 * r + 0.6 * dx, hy + 1.05 * r),
-                 (hx - 1.25 * r + 0.6 * dx, hy + 1.05 * r)], dark, HAIR)  # fmt: skip
+                [(hx - 1.08 * r, hy - 0.2 * r), (hx + 1.08 * r, hy - 0.2 * r),
+                 (hx + 1.25 * r + 0.6 * dx, hy + 1.05 * r), (hx - 1.25 * r + 0.6 * dx, hy + 1.05 * r)],
+                dark, HAIR)  # fmt: skip
         case "twin tails":
             for sign in (-1.0, 1.0):
                 root = (hx + sign * 0.95 * r, hy - 0.35 * r)
@@ -216,7 +223,7 @@ def _hair_behind(brush: Brush, j: Joints, late: Joints, figure: Figure, hair: RG
 
 
 def _head(brush: Brush, j: Joints, figure: Figure, skin: RGB, hair: RGB, style: Style) -> None:
-    u, r = j.unit, HEAD_RADIUS * j.unit
+    r = HEAD_RADIUS * j.unit
     hx, hy = j.head
     if j.facing < 0:
         brush.ellipse((hx, hy), (1.02 * r, 1.05 * r), hair, HAIR)
@@ -231,8 +238,9 @@ def _head(brush: Brush, j: Joints, figure: Figure, skin: RGB, hair: RGB, style: 
         if style.outline:
             brush.ellipse((x, eye_y), (wide * 1.15, tall * 1.2), (255, 255, 255), BODY, ink=False)
             brush.ellipse((x, eye_y + 0.02 * r), (wide * 0.92, tall), (54, 44, 120), BODY, ink=False)
-            brush.ellipse((x - 0.3 * wide, eye_y - 0.4 * tall), (0.4 * wide, 0.4 * tall), (255, 255, 255), BODY, ink=False)
-            brush.ellipse((x + sign * 0.12 * r, eye_y + 0.38 * r), (0.15 * r, 0.08 * r), (255, 150, 160), BODY, ink=False)
+            glint, cheek = (x - 0.3 * wide, eye_y - 0.4 * tall), (x + sign * 0.12 * r, eye_y + 0.38 * r)
+            brush.ellipse(glint, (0.4 * wide, 0.4 * tall), (255, 255, 255), BODY, ink=False)
+            brush.ellipse(cheek, (0.15 * r, 0.08 * r), (255, 150, 160), BODY, ink=False)
         else:
             brush.ellipse((x, eye_y), (wide, tall), (44, 32, 36), BODY, ink=False)
     brush.ellipse((hx + shift, hy + 0.62 * r), (0.17 * r, 0.05 * r), tone((196, 70, 84), 1.0), BODY, ink=False)
@@ -242,7 +250,8 @@ def _head(brush: Brush, j: Joints, figure: Figure, skin: RGB, hair: RGB, style: 
             cv2.ellipse(brush.canvas, centre, (round(0.25 * r * _ONE), round(0.23 * r * _ONE)), 0, 0, 360,
                         (30, 30, 40, BODY), max(1, round(0.05 * r)), cv2.LINE_8, _SHIFT)  # fmt: skip
     # The cap of hair: a dome over the upper half, with a fringe that turns with the face.
-    dome = [(hx + 1.04 * r * np.cos(a), hy - 1.06 * r * np.sin(a)) for a in np.linspace(-0.10 * np.pi, 1.10 * np.pi, 22)]
+    angles = np.linspace(-0.10 * np.pi, 1.10 * np.pi, 22)
+    dome = [(hx + 1.04 * r * np.cos(a), hy - 1.06 * r * np.sin(a)) for a in angles]
     fringe = [(hx - 0.62 * r + 0.6 * shift, hy - 0.02 * r), (hx - 0.30 * r + shift, hy - 0.36 * r),
               (hx + 0.05 * r + shift, hy - 0.12 * r), (hx + 0.42 * r + shift, hy - 0.38 * r),
               (hx + 0.70 * r + 0.6 * shift, hy - 0.02 * r)]  # fmt: skip

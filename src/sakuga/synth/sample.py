@@ -97,7 +97,7 @@ def make_sample(
     if seed < 0 or world not in ("live", "fairy"):
         raise InputError(f"seed {seed} in world '{world}' cannot be drawn: take a seed >= 0 and 'live' or 'fairy'")
     if min(width, height) < 32 or num_frames < 1:
-        raise GeometryError(f"{width}x{height} with {num_frames} frames is too small to draw: take at least 32x32 and 1")
+        raise GeometryError(f"{width}x{height} with {num_frames} frames is too small: take at least 32x32 and 1")
     rng = np.random.default_rng(seed)
     figure, choreography = draw_figure_attributes(rng), draw_choreography(rng)
     place_seed, phrase = int(rng.integers(2**31)), int(rng.integers(12))

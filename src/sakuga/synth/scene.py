@@ -58,8 +58,14 @@ def paint_background(figure: Figure, rng: np.random.Generator, width: int, heigh
     return np.clip(picture * (1.04 - 0.14 * (xx**2 + yy**2))[..., None], 0, 255).astype(np.uint8)
 
 
+def _from_hue(hue: float, saturation: float) -> RGB:
+    red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, 1.0))
+    return red, green, blue
+
+
 def _pastel(colour: RGB, towards: RGB) -> RGB:
-    return tuple(round(0.45 * c + 0.55 * t) for c, t in zip(colour, towards, strict=True))  # type: ignore[return-value]
+    red, green, blue = (round(0.45 * c + 0.55 * t) for c, t in zip(colour, towards, strict=True))
+    return red, green, blue
 
 
 def _furnish(canvas: np.ndarray, place: str, spots: np.ndarray, horizon: int, *, cel: bool) -> None:
@@ -78,7 +84,8 @@ def _furnish(canvas: np.ndarray, place: str, spots: np.ndarray, horizon: int, *,
                        colour((250, 226, 120)), -1)  # fmt: skip
     elif place == "a sandy beach":
         cv2.rectangle(canvas, (0, round(horizon - 0.10 * h)), (w, horizon), colour((46, 140, 186)), -1)
-        cv2.circle(canvas, (round((0.1 + 0.8 * spots[0, 0]) * w), round(0.16 * h)), round(0.06 * h), colour((255, 246, 206)), -1)
+        sun = (round((0.1 + 0.8 * spots[0, 0]) * w), round(0.16 * h))
+        cv2.circle(canvas, sun, round(0.06 * h), colour((255, 246, 206)), -1)
     elif place == "a city street at night":
         for x, y, s in spots[:6]:
             left, top = round((x * 1.1 - 0.1) * w), round(horizon - (0.18 + 0.34 * y) * h)
@@ -96,8 +103,9 @@ def _furnish(canvas: np.ndarray, place: str, spots: np.ndarray, horizon: int, *,
         cv2.rectangle(canvas, (round(0.93 * w), 0), (w, h), colour((140, 30, 50)), -1)
     else:
         left, top = round((0.06 + 0.1 * spots[0, 0]) * w), round(0.12 * h)
-        cv2.rectangle(canvas, (left, top), (left + round(0.22 * w), top + round(0.30 * h)), colour((150, 206, 240)), -1)
-        cv2.rectangle(canvas, (left, top), (left + round(0.22 * w), top + round(0.30 * h)), colour((120, 84, 60)), round(0.015 * h))
+        right, bottom = left + round(0.22 * w), top + round(0.30 * h)
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour((150, 206, 240)), -1)
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour((120, 84, 60)), round(0.015 * h))
         left = round((0.74 + 0.06 * spots[1, 0]) * w)
         cv2.rectangle(canvas, (left, round(0.30 * h)), (left + round(0.18 * w), horizon), colour((122, 78, 56)), -1)
 
@@ -125,10 +133,10 @@ def paint_wings(canvas: np.ndarray, joints: Joints, figure: Figure, time_s: floa
             tip = (np.cos(bent) * sign * spread, -np.sin(bent))
             centre = (root[0] + tip[0] * 0.55 * length * u, root[1] + tip[1] * 0.55 * length * u)
             degrees = float(np.degrees(np.arctan2(tip[1], tip[0])))
-            rgb = tuple(round(255 * c) for c in colorsys.hsv_to_rgb((figure.wing_hue + hue) % 1.0, 0.32, 1.0))
-            brush.ellipse(centre, (0.5 * length * u, wide * u), rgb, WINGS, angle=degrees)  # type: ignore[arg-type]
+            rgb = _from_hue((figure.wing_hue + hue) % 1.0, saturation=0.32)
+            brush.ellipse(centre, (0.5 * length * u, wide * u), rgb, WINGS, angle=degrees)
             inner = (0.30 * length * u, 0.55 * wide * u)
-            brush.ellipse(centre, inner, tone(rgb, 1.5), WINGS, ink=False, angle=degrees)  # type: ignore[arg-type]
+            brush.ellipse(centre, inner, tone(rgb, 1.5), WINGS, ink=False, angle=degrees)
     layers = overlay[..., 3].copy()
     cv2.addWeighted(overlay, 0.82, canvas, 0.18, 0, dst=canvas)
     canvas[..., 3] = layers
@@ -148,10 +156,10 @@ def paint_fairy_things(canvas: np.ndarray, joints: Joints, spots: np.ndarray, ti
         bx = (0.08 + 0.14 * x + 0.70 * (index % 2)) * w + 0.03 * w * np.sin(phase)
         by = (0.12 + 0.42 * y) * h + 0.035 * h * np.sin(2 * phase)
         beat = 0.35 + 0.65 * abs(np.sin(2 * np.pi * 1.9 * time_s + 6 * s))
-        rgb = tuple(round(255 * c) for c in colorsys.hsv_to_rgb(s, 0.55, 1.0))
+        rgb = _from_hue(s, saturation=0.55)
         for sign in (-1.0, 1.0):
             size = (0.026 * h * beat, 0.034 * h)
-            brush.ellipse((bx + sign * size[0], by), size, rgb, WINGS, angle=sign * 18)  # type: ignore[arg-type]
+            brush.ellipse((bx + sign * size[0], by), size, rgb, WINGS, angle=sign * 18)
     for x, y, s in spots[3:]:
         glow = max(0.0, np.sin(2 * np.pi * (0.9 * time_s + s)))
         _star(canvas, (x * w, (0.1 + 0.75 * y) * h), (0.012 + 0.022 * glow) * h, (255, 250, 200))

@@ -103,7 +103,8 @@ def place_joints(pose: Pose, centre_x: float, floor_y: float, unit: float) -> Jo
 
 _BONES = (
     ("head", "neck", (255, 0, 0)),
-    ("neck", "shoulder_l", (255, 85, 0)), ("shoulder_l", "elbow_l", (255, 170, 0)), ("elbow_l", "hand_l", (255, 255, 0)),
+    ("neck", "shoulder_l", (255, 85, 0)), ("shoulder_l", "elbow_l", (255, 170, 0)),
+    ("elbow_l", "hand_l", (255, 255, 0)),
     ("neck", "shoulder_r", (170, 255, 0)), ("shoulder_r", "elbow_r", (85, 255, 0)), ("elbow_r", "hand_r", (0, 255, 0)),
     ("neck", "pelvis", (0, 255, 170)),
     ("pelvis", "hip_l", (0, 255, 255)), ("hip_l", "knee_l", (0, 170, 255)), ("knee_l", "foot_l", (0, 85, 255)),

@@ -17,7 +17,7 @@ from sakuga.farm.manifest import Manifest, read_manifest
 ROWS = [
     {"id": "first", "prompt": "a fairy, dancing", "seed": 3, "guidance_scale": 4.5, "loras": "fairy:0.8"},
     {"id": "second", "prompt": 'she says "hello"\nand spins', "num_frames": 17, "input_image": "in/photo.png"},
-    {"id": "third", "prompt": "妖精が踊る"},
+    {"id": "third", "prompt": "妖精が踊る\u2028in one line of the file"},
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from sakuga import __version__
 from sakuga.cli.bulk import bulk
+from sakuga.cli.demo import demo
 from sakuga.cli.doctor import doctor
 from sakuga.cli.evaluate import evaluate
 from sakuga.cli.models import models_app
@@ -48,6 +49,7 @@ def root(
     # `debug` is read by sakuga.cli.main, which also reports what goes wrong before this function runs.
 
 
+app.command()(demo)
 app.command()(render)
 app.command()(bulk)
 app.command()(evaluate)

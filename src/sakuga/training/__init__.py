@@ -1,0 +1,1 @@
+"""Training in plain PyTorch: data, objectives, loops. Knows nothing of Ray."""

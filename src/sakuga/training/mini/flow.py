@@ -1,0 +1,133 @@
+"""Flow matching on Wan-mini: one training step from cached clips to a loss.
+
+x_sigma = (1 - sigma) x_0 + sigma noise, the model predicts noise - x_0 (Lipman et al. 2023). Sigma is drawn as Wan
+does, uniform over a grid that shift 5 bends towards noise, and stratified over the batch.
+
+Shapes: B batch, C channels, T' latent frames, h and w latent pixels, L text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffsynth.models import wan_video_dit
+from diffsynth.models.wan_video_dit import WanModel
+from diffsynth.models.wan_video_text_encoder import WanTextEncoder
+from diffsynth.pipelines.wan_video import model_fn_wan_video
+
+from sakuga.training.mini.latents import Clip
+from sakuga.wan.conditioning import frame_mask
+
+FLOW_SHIFT = 5.0
+NUM_TEXT_TOKENS = 512
+"""What the pipeline always passes; training passes fewer, see `training_attention`."""
+SHORT_TEXT_TOKENS = 72
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Inputs of one step, on the device."""
+
+    latents_BCThw: torch.Tensor
+    y_BCThw: torch.Tensor
+    weight_BThw: torch.Tensor
+    token_ids_BL: torch.Tensor
+    token_mask_BL: torch.Tensor
+
+
+@contextmanager
+def training_attention() -> Iterator[None]:
+    """Exact attention with a backward, on short texts.
+
+    The pipeline pads every text to 512 tokens with zeros, and attends to all of them. The padding rows are all alike,
+    so a key that stands for n of them with log(n) added to its score gives the same softmax: 72 columns for 512,
+    which saves a quarter of a step.
+    """
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, **_: bool) -> torch.Tensor:
+        heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        bias = None
+        if k.shape[1] == SHORT_TEXT_TOKENS:
+            bias = torch.zeros(SHORT_TEXT_TOKENS, dtype=q.dtype, device=q.device)
+            bias[-1] = math.log(NUM_TEXT_TOKENS - SHORT_TEXT_TOKENS + 1)
+            bias = bias.expand(1, 1, q.shape[1], -1)
+        return F.scaled_dot_product_attention(*heads, attn_mask=bias).transpose(1, 2).flatten(2)
+
+    def rope(x: torch.Tensor, freqs: torch.Tensor, num_heads: int) -> torch.Tensor:
+        # fp32 instead of fp64: the angles are exact to 1e-7, and the gradient's bf16 is far coarser.
+        pairs = torch.view_as_complex(x.float().unflatten(2, (num_heads, -1)).unflatten(3, (-1, 2)))
+        return torch.view_as_real(pairs * freqs.to(torch.complex64)).flatten(2).to(x.dtype)
+
+    kept = wan_video_dit.flash_attention, wan_video_dit.rope_apply
+    wan_video_dit.flash_attention, wan_video_dit.rope_apply = attend, rope
+    try:
+        yield
+    finally:
+        wan_video_dit.flash_attention, wan_video_dit.rope_apply = kept
+
+
+def make_batch(
+    clips: list[Clip], tokenizer: object, rng: torch.Generator, device: torch.device, figure_weight: float
+) -> Batch:
+    """Pick mode (text, first frame, both frames), length and sentence for clips of one geometry."""
+    full = clips[0].video_CThw.shape[1]
+    draw = torch.rand(1, generator=rng).item()
+    # Short clips are cut off the front, which a causal VAE allows; a last frame belongs to the full clip only.
+    length = full if draw < 0.85 else int(torch.randint(5, full + 1, (1,), generator=rng))
+    latents, ys, weights, texts = [], [], [], []
+    for clip in clips:
+        height, width = clip.video_CThw.shape[2] * 8, clip.video_CThw.shape[3] * 8
+        mode = torch.rand(1, generator=rng).item()
+        known, first, last = clip.first_CThw, True, False
+        if mode < 0.2:
+            known, first = _grey_like(clip), False
+        elif clip.both_CThw is not None and mode < 0.7 and length == full:
+            known, last = clip.both_CThw, True
+        mask = frame_mask(4 * length - 3, height, width, first=first, last=last)
+        ys.append(torch.cat([mask, known[:, :length].float()]))
+        latents.append(clip.video_CThw[:, :length].float())
+        weights.append(1 + figure_weight * clip.figure_Thw[:length].float())
+        phrase = int(torch.randint(len(clip.prompts), (1,), generator=rng))
+        texts.append("" if torch.rand(1, generator=rng).item() < 0.1 else clip.prompts[phrase])
+    tokens = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=SHORT_TEXT_TOKENS - 1)  # type: ignore[operator]
+    return Batch(
+        latents_BCThw=torch.stack(latents).to(device),
+        y_BCThw=torch.stack(ys).to(device),
+        weight_BThw=torch.stack(weights).to(device),
+        token_ids_BL=tokens.input_ids.to(device),
+        token_mask_BL=tokens.attention_mask.to(device),
+    )
+
+
+GREY: dict[tuple[int, ...], torch.Tensor] = {}
+"""Encoded grey video by latent shape; set once by the trainer, since it needs the VAE."""
+
+
+def _grey_like(clip: Clip) -> torch.Tensor:
+    return GREY[tuple(clip.video_CThw.shape)]
+
+
+def encode_text(text_encoder: WanTextEncoder, batch: Batch) -> torch.Tensor:
+    """Context (B, 72, D): tokens, zeros where the text has ended, and one more zero row for all further padding."""
+    context = text_encoder(batch.token_ids_BL, batch.token_mask_BL)
+    context = context * batch.token_mask_BL[..., None]
+    return F.pad(context, (0, 0, 0, 1))
+
+
+def flow_loss(dit: WanModel, context_BLD: torch.Tensor, batch: Batch, rng: torch.Generator) -> torch.Tensor:
+    """Mean squared error of the velocity in fp32, heavier where the dancer is."""
+    num = batch.latents_BCThw.shape[0]
+    device = batch.latents_BCThw.device
+    strata = (torch.randperm(num, generator=rng) + torch.rand(num, generator=rng)) / num
+    sigma_B = (FLOW_SHIFT * strata / (1 + (FLOW_SHIFT - 1) * strata)).to(device)
+    noise = torch.randn(batch.latents_BCThw.shape, generator=rng).to(device)
+    s = sigma_B.view(-1, 1, 1, 1, 1)
+    noisy = (1 - s) * batch.latents_BCThw + s * noise
+    velocity = model_fn_wan_video(dit, latents=noisy, timestep=1000 * sigma_B, context=context_BLD, y=batch.y_BCThw)
+    error = (velocity.float() - (noise - batch.latents_BCThw)).square().mean(1)
+    return (error * batch.weight_BThw).sum() / batch.weight_BThw.sum()

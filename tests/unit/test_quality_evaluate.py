@@ -46,6 +46,10 @@ def test_a_pair_has_every_figure(seed):
     assert all(value is not None and math.isfinite(value) for value in report.figures().values())
     told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert told["psnr_db"] == report.psnr.mean_db and (told["width"], told["height"], told["num_frames"]) == (64, 48, 5)
+    assert told["vmaf_model"] == "vmaf_v0.6.1"
+    assert {name: len(values) for name, values in told["per_frame"].items()} == dict.fromkeys(
+        ("psnr_db", "ssim", "vmaf", "xpsnr_y_db"), 5
+    )
     assert report.motion_ratio == report.gen.motion / report.ref.motion
 
 
@@ -89,7 +93,9 @@ def test_folders_are_matched_by_stem_and_the_rest_is_named(tmp_path, seed):
     assert (result.only_in_ref, result.only_in_gen, result.failures) == (("lonely",), ("extra",), ())
     first, second = (row.report.psnr.mean_db for row in result.rows)
     assert second == 100.0 and first < 20
-    assert result.mean()["psnr_db"] == pytest.approx((first + second) / 2)
+    mean = result.mean()
+    assert mean["psnr_db"] == pytest.approx((first + second) / 2)
+    assert mean["motion_ratio"] == pytest.approx(mean["motion"] / mean["ref_motion"])
     told = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert [row["name"] for row in told["rows"]] == ["a", "b"]
     assert told["only_in_ref"] == ["lonely"] and told["mean"]["psnr_db"] == result.mean()["psnr_db"]

@@ -118,6 +118,12 @@ def test_the_sizes_at_which_libvmaf_crashes_are_refused(seed):
         vmaf(video, video)
 
 
+@pytest.mark.parametrize("fps", [0, -15, math.nan, math.inf])
+def test_impossible_frame_rates_are_refused(fps, seed):
+    with pytest.raises(VideoError, match="frame rate"):
+        xpsnr(moving(seed), moving(seed), fps)
+
+
 def fake_ffmpeg(folder, script: str) -> str:
     path = folder / "ffmpeg"
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -134,10 +140,10 @@ def fake_ffmpeg(folder, script: str) -> str:
     ],
 )
 def test_an_ffmpeg_that_cannot_is_an_error_and_a_note(script, said, tmp_path, monkeypatch, seed):
-    """The first one also closes the pipe long before all frames are written."""
+    """The first one also closes the pipe before the 370 kB are written: more than a pipe holds."""
     path = fake_ffmpeg(tmp_path, script)
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: path)
-    video = moving(seed, 9, 256, 256)
+    video = moving(seed)
     with pytest.raises(MetricError, match=said) as caught:
         vmaf(video, video)
     assert caught.value.code == "E_METRIC"

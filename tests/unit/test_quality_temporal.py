@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sakuga.errors import VideoError
+from sakuga.media import read_video, write_mp4
 from sakuga.quality import flicker, motion, temporal, warp_error
 
 NUM_FRAMES, SIDE = 13, 128
@@ -79,13 +80,24 @@ def test_freezes_within_a_video_are_told(seed):
     assert temporal(rounded(pan(seed, 0.25, 0))).frozen_share == 0.0
 
 
+def test_a_codec_does_not_hide_a_freeze_nor_a_still_ground_a_small_figure(seed, tmp_path):
+    write_mp4(tmp_path / "frozen.mp4", rounded(still(seed)), 15)
+    coded = temporal(read_video(tmp_path / "frozen.mp4"))
+    assert coded.frozen_share == 1.0
+    assert coded.motion is not None and coded.motion < 0.03
+    discs = np.stack([disc_at(60 + 0.5 * t, 5) for t in range(NUM_FRAMES)])[..., None]
+    small = rounded(120 + 60 * discs.repeat(3, axis=-1))
+    assert frame_difference(small) < 0.001
+    assert temporal(small).frozen_share == 0.0
+
+
 @pytest.mark.parametrize("step", [(1.0, 0.0), (1.37, -0.61), (-4.3, 2.1), (0.3, 0.2)])
 def test_a_pan_moves_at_its_speed_and_does_not_flicker(step, seed):
     video = rounded(pan(seed, *step))
     measured = temporal(video)
     assert measured.motion == pytest.approx(math.hypot(*step), rel=0.04, abs=0.06)
     assert measured.flicker < 0.002
-    assert measured.warp_error < 2e-5
+    assert measured.warp_error < 5e-5
     assert frame_difference(video) > 4 * measured.flicker
 
 
@@ -95,9 +107,11 @@ def test_flicker_is_as_large_as_the_light_that_flickers(clip, period, seed):
     """Over a still, a pan and a dancer alike; period 4 is the beat of a 4-frame VAE, unseen at both ends."""
     clean = {"still": still(seed), "pan": pan(seed, 1.3, -0.6), "swing": swing(seed)}[clip]
     shaken = rounded(clean + beat(5, period))
-    assert flicker(shaken) == pytest.approx(FIVE_LEVELS, rel=0.25)
-    assert flicker(rounded(clean)) < 0.2 * FIVE_LEVELS
-    assert motion(shaken) == pytest.approx(motion(rounded(clean)), rel=0.05, abs=0.06)
+    seen = {2: 1.0, 4: (NUM_FRAMES - 4) / (NUM_FRAMES - 2)}[period]
+    bad, good = temporal(shaken), temporal(rounded(clean))
+    assert bad.flicker == pytest.approx(FIVE_LEVELS * seen, rel=0.2)
+    assert good.flicker < 0.2 * FIVE_LEVELS
+    assert bad.motion == pytest.approx(good.motion, rel=0.05, abs=0.06)
 
 
 def test_the_frame_difference_is_fooled_where_flicker_is_not(seed):
@@ -118,8 +132,9 @@ def test_boiling_texture_is_flicker(seed):
     clean = swing(seed)
     boil = np.stack([cv2.GaussianBlur(draw.standard_normal((SIDE, SIDE)).astype(np.float32), (0, 0), 3) for _ in clean])
     boiling = rounded(clean + 5 * (boil / boil.std())[..., None])
-    assert flicker(boiling) > 4 * flicker(rounded(clean))
-    assert warp_error(boiling) > 2 * warp_error(rounded(clean))
+    bad, good = temporal(boiling), temporal(rounded(clean))
+    assert bad.flicker > 4 * good.flicker
+    assert bad.warp_error > 2 * good.warp_error
 
 
 def test_black_and_white_in_turn_is_the_most_there_is():
@@ -173,7 +188,7 @@ def test_single_figures_refuse_what_is_too_short_or_too_small(metric, needed, se
 
 
 def test_single_figures_equal_those_of_all_together(seed):
-    clip = rounded(swing(seed) + beat(3, 2))
+    clip = rounded(swing(seed) + beat(3, 2))[:4]
     measured = temporal(clip)
     assert (flicker(clip), motion(clip), warp_error(clip)) == (measured.flicker, measured.motion, measured.warp_error)
 
@@ -185,7 +200,7 @@ def test_odd_sizes(seed):
 
 def test_the_number_of_threads_changes_nothing(seed):
     """Figures of a 2-core laptop and of a 64-core server must be one."""
-    clip = rounded(swing(seed))
+    clip = rounded(swing(seed))[:4]
     before = cv2.getNumThreads()
     try:
         results = []

@@ -44,9 +44,7 @@ class Report:
     @property
     def motion_ratio(self) -> float | None:
         """Motion of the generated video over that of the reference; None when the reference does not move."""
-        if self.gen.motion is None or not self.ref.motion:
-            return None
-        return self.gen.motion / self.ref.motion
+        return _ratio(self.gen.motion, self.ref.motion)
 
     def figures(self) -> Figures:
         """One number per name, in the order of a table; `flicker`, `motion`, ... are those of the generated video."""
@@ -73,9 +71,16 @@ class Report:
         }
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: the figures, what they were measured on and the notes. No infinity, no NaN."""
+        """For JSON: the figures, what they were measured on, the frames one by one, the notes. No infinity, no NaN."""
         about = {"num_frames": self.num_frames, "width": self.width, "height": self.height}
-        return {**self.figures(), **about, "notes": list(self.notes)}
+        model = {"vmaf_model": self.vmaf.model if self.vmaf else None}
+        per_frame = {
+            "psnr_db": list(self.psnr.per_frame_db),
+            "ssim": list(self.ssim.per_frame) if self.ssim else None,
+            "vmaf": list(self.vmaf.per_frame) if self.vmaf else None,
+            "xpsnr_y_db": list(self.xpsnr.per_frame_y_db) if self.xpsnr else None,
+        }
+        return {**self.figures(), **about, **model, "per_frame": per_frame, "notes": list(self.notes)}
 
 
 class Row(NamedTuple):
@@ -104,9 +109,15 @@ class EvaluationReport:
     only_in_gen: tuple[str, ...] = ()
 
     def mean(self) -> Figures:
-        """Mean over the pairs that have the figure; None where none has. A minimum's mean is the mean of minima."""
+        """Mean over the pairs that have the figure; None where none has. A minimum's mean is the mean of minima.
+
+        `motion_ratio` is the ratio of the mean motions: the mean of ratios belongs to the pair that hardly moves.
+        """
         columns = [row.report.figures() for row in self.rows]
-        return {name: _mean([figures[name] for figures in columns]) for name in (columns[0] if columns else ())}
+        means = {name: _mean([figures[name] for figures in columns]) for name in (columns[0] if columns else ())}
+        if means:
+            means["motion_ratio"] = _ratio(means["motion"], means["ref_motion"])
+        return means
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -238,6 +249,10 @@ def _some(videos: Mapping[str, Path]) -> str:
         return "no videos"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(shown(name) for name in names[:3]) + more
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -88,6 +88,8 @@ def vmaf(ref_THWC: Frames, gen_THWC: Frames, fps: float = 15.0) -> Vmaf:
 def xpsnr(ref_THWC: Frames, gen_THWC: Frames, fps: float = 15.0) -> Xpsnr:
     """XPSNR of the three planes, weighted by what the eye sees in the reference.
 
+    The filter takes what came before the first frame for black, and so forgives errors in the first frame (12 dB in
+    our tests): compare clips of one length only, and no single frames.
     Above 32 frames per second it looks at second differences in time, so `fps` counts. Under about 45x45 pixels there
     are no blocks to weight and it is the plain PSNR of each plane. Raises as `vmaf`, but takes any size.
     """
@@ -108,7 +110,9 @@ def _capped(text: str) -> float:
 
 def _check_count(name: str, got: int, wanted: int) -> None:
     if got != wanted:
-        raise MetricError(f"{name} scored {got} of {wanted} frames, so its mean would be wrong: report this ffmpeg")
+        raise MetricError(
+            f"{name} scored {got} of {wanted} frames, so its mean would be wrong: use the binary of imageio-ffmpeg"
+        )
 
 
 def _ffmpeg() -> str:
@@ -125,6 +129,8 @@ def _ffmpeg() -> str:
 def _run_filter(ref_THWC: Frames, gen_THWC: Frames, fps: float, graph: str) -> str:
     """Run a two-input filter on [ref] and [gen]; returns what it wrote to the file `stats`."""
     num_frames, height, width, _ = ref_THWC.shape
+    if not (math.isfinite(fps) and fps > 0):
+        raise VideoError(f"the frame rate is {fps:g}, but VMAF and XPSNR need one above 0: name it")
     split = (
         f"[0:v]split[top][bottom];[top]crop={width}:{height}:0:0,{_TO_YUV},format=yuv444p[ref];"
         f"[bottom]crop={width}:{height}:0:{height},{_TO_YUV},format=yuv444p[gen];{graph}"

@@ -227,3 +227,31 @@ def test_evaluate_with_a_broken_pair_goes_on_and_ends_with_1(videos, capsys):
 def test_evaluate_refuses_a_score_out_of_range_before_it_measures(tmp_path, capsys):
     assert cli.run(["evaluate", str(tmp_path), str(tmp_path), "--subjective", "21"]) == 2
     assert "0 to 20" in capsys.readouterr().err
+
+
+def test_synth_draws_and_a_second_run_keeps(tmp_path, capsys):
+    words = [
+        "synth",
+        str(tmp_path),
+        "--groups",
+        "1",
+        "--first-seed",
+        "9",
+        "--frames",
+        "5",
+        "--width",
+        "64",
+        "--height",
+        "64",
+    ]
+    assert cli.run([*words, "--json"]) == 0
+    first = last_json(capsys.readouterr().out)
+    assert (first["num_train"], first["num_test"], first["num_drawn"]) == (0, 2, 2)
+    assert cli.run([*words, "--json"]) == 0
+    assert last_json(capsys.readouterr().out)["num_drawn"] == 0
+
+
+@pytest.mark.parametrize("words", [["--preset", "smal"], ["--groups", "0"], ["--frames", "0", "--groups", "1"]])
+def test_synth_refuses(words, tmp_path, capsys):
+    assert cli.run(["synth", str(tmp_path), *words]) == 2
+    assert capsys.readouterr().err.startswith("error E_")

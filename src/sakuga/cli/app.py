@@ -16,6 +16,7 @@ from sakuga.cli.evaluate import evaluate
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.render import render
+from sakuga.cli.synth import synth
 
 EPILOG = (
     "Exit codes: 0 done · 1 some videos failed · 2 bad input · 3 the machine or its storage is at fault · "
@@ -52,6 +53,7 @@ def root(
 app.command()(demo)
 app.command()(render)
 app.command()(bulk)
+app.command()(synth)
 app.command()(evaluate)
 app.add_typer(models_app, name="models")
 app.command()(doctor)

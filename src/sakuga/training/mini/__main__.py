@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sakuga.training.mini.dit import BASE_PRESETS, FAIRY_PRESETS, load_part, save_lora, train_dit
+from sakuga.synth import World
+from sakuga.training.mini.dit import BASE_PRESETS, FAIRY_PRESETS, DitPreset, load_part, save_lora, train_dit
 from sakuga.training.mini.latents import cache_clips
 from sakuga.training.mini.run import pick_device
 from sakuga.training.mini.vae import VAE_PRESETS, train_vae
@@ -42,7 +43,8 @@ def main() -> None:
         load_part(vae, args.weights / "vae.safetensors")
         device = pick_device(args.device)
         vae.to(device)
-        for world, presets in (("live", BASE_PRESETS), ("fairy", FAIRY_PRESETS)):
+        worlds: tuple[tuple[World, dict[str, DitPreset]], ...] = (("live", BASE_PRESETS), ("fairy", FAIRY_PRESETS))
+        for world, presets in worlds:
             if args.world in (None, world):
                 seeds = range(presets[args.preset].num_clips)
                 cache_clips(args.runs / f"clips-{world}", vae, seeds, world, device)

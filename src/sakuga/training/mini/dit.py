@@ -11,7 +11,7 @@ import torch
 from diffsynth.models.wan_video_dit import WanModel
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from sakuga.training.mini import flow
 from sakuga.training.mini.latents import Clip, load_clips
@@ -117,7 +117,7 @@ def train_dit(
         torch.nn.init.zeros_(trainer.dit.head.head.bias)
     trainer.to(device)
     trainer.dit.freqs = tuple(f.to(device) for f in trainer.dit.freqs)
-    tokenizer = AutoTokenizer.from_pretrained(weights / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(weights / "tokenizer")
     optimizer = MuonAdamW(trainer.named_parameters(), lr=preset.lr, num_steps=preset.num_steps)
     run = Run(run_folder, trainer, optimizer, Ema(trainer, preset.ema_decay), preset.num_steps)
     run.resume()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from diffsynth.models import wan_video_dit
 from diffsynth.models.wan_video_dit import WanModel
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.pipelines.wan_video import model_fn_wan_video
+from transformers import PreTrainedTokenizerBase
 
 from sakuga.training.mini.latents import Clip
 from sakuga.wan.conditioning import frame_mask
@@ -63,16 +65,16 @@ def training_attention() -> Iterator[None]:
         pairs = torch.view_as_complex(x.float().unflatten(2, (num_heads, -1)).unflatten(3, (-1, 2)))
         return torch.view_as_real(pairs * freqs.to(torch.complex64)).flatten(2).to(x.dtype)
 
-    kept = wan_video_dit.flash_attention, wan_video_dit.rope_apply
-    wan_video_dit.flash_attention, wan_video_dit.rope_apply = attend, rope
-    try:
+    with patch.object(wan_video_dit, "flash_attention", attend), patch.object(wan_video_dit, "rope_apply", rope):
         yield
-    finally:
-        wan_video_dit.flash_attention, wan_video_dit.rope_apply = kept
 
 
 def make_batch(
-    clips: list[Clip], tokenizer: object, rng: torch.Generator, device: torch.device, figure_weight: float
+    clips: list[Clip],
+    tokenizer: PreTrainedTokenizerBase,
+    rng: torch.Generator,
+    device: torch.device,
+    figure_weight: float,
 ) -> Batch:
     """Pick mode (text, first frame, both frames), length and sentence for clips of one geometry."""
     full = clips[0].video_CThw.shape[1]
@@ -94,7 +96,9 @@ def make_batch(
         weights.append(1 + figure_weight * clip.figure_Thw[:length].float())
         phrase = int(torch.randint(len(clip.prompts), (1,), generator=rng))
         texts.append("" if torch.rand(1, generator=rng).item() < 0.1 else clip.prompts[phrase])
-    tokens = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=SHORT_TEXT_TOKENS - 1)  # type: ignore[operator]
+    tokens = tokenizer(
+        texts, return_tensors="pt", padding="max_length", truncation=True, max_length=SHORT_TEXT_TOKENS - 1
+    )
     return Batch(
         latents_BCThw=torch.stack(latents).to(device),
         y_BCThw=torch.stack(ys).to(device),

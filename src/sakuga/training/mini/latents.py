@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sakuga.synth import Sample, make_sample
+from sakuga.synth import Sample, World, make_sample
 from sakuga.training.mini.pictures import load_photos, photo_crop
 from sakuga.wan.conditioning import known_frames
 from sakuga.wan.mini.models import MiniVideoVAE
@@ -51,12 +51,12 @@ def geometry_of(seed: int) -> tuple[int, int, int]:
     return GEOMETRIES[_EVERY_16[seed % len(_EVERY_16)]]
 
 
-def draw_clip(seed: int, world: str, photos: list[np.ndarray]) -> Sample:
+def draw_clip(seed: int, world: World, photos: list[np.ndarray]) -> Sample:
     """The training sample of a seed; a tenth of the fairies start from a photograph."""
     width, height, num_frames = geometry_of(seed)
     rng = np.random.default_rng((seed, 7))
     photo = photo_crop(photos, rng, width, height) if world == "fairy" and rng.random() < PHOTO_SHARE else None
-    return make_sample(seed, world, width=width, height=height, num_frames=num_frames, photo_HWC=photo)  # type: ignore[arg-type]
+    return make_sample(seed, world, width=width, height=height, num_frames=num_frames, photo_HWC=photo)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def _encode(vae: MiniVideoVAE, video_CTHW: torch.Tensor, device: torch.device) -
         return vae.model.encode(video_CTHW[None].to(device), vae.scale)[0].to("cpu", torch.float16)
 
 
-def cache_clips(folder: Path, vae: MiniVideoVAE, seeds: range, world: str, device: torch.device) -> None:
+def cache_clips(folder: Path, vae: MiniVideoVAE, seeds: range, world: World, device: torch.device) -> None:
     """Encode what is missing of `seeds` into `folder`; can be stopped and run again."""
     folder.mkdir(parents=True, exist_ok=True)
     photos = load_photos() if world == "fairy" else []

@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure=None):  # the base class's signature has overloads
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:
@@ -64,7 +64,9 @@ class MuonAdamW:
             # Embedding tables and modulations are no linear maps.
             is_table = "embedding.weight" in name or "modulation" in name
             (matrices if is_matrix and not is_table else rest).append(param)
-        self.parts = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0))
         if matrices:
             self.parts.append(Muon(matrices, lr=lr))
         self.params = matrices + rest

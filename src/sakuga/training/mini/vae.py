@@ -42,7 +42,7 @@ class VaePreset:
     pool_clips: int
     """Clips held in memory; one is replaced each step."""
     kl_weight: float = 1e-4
-    photo_share: float = 0.15
+    photo_share: float = 0.1
     ema_decay: float = 0.998
     seed: int = 0
 
@@ -59,9 +59,7 @@ class VaePreset:
 
 
 VAE_PRESETS = {
-    "cpu": VaePreset(
-        phases=(Phase(500, 24, 1), Phase(250, 8, 5), Phase(350, 6, 9)), crop=64, lr=3e-3, pool_clips=200
-    ),
+    "cpu": VaePreset(phases=(Phase(500, 24, 1), Phase(250, 8, 5), Phase(750, 6, 9)), crop=64, lr=3e-3, pool_clips=200),
     "gpu": VaePreset(
         phases=(Phase(2000, 64, 1), Phase(3000, 32, 9), Phase(3000, 16, 17)), crop=128, lr=2e-3, pool_clips=800
     ),
@@ -119,6 +117,7 @@ class VaeTrainer(torch.nn.Module):
     def forward(self, video_BCTHW: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         scale = [torch.zeros(self.vae.z_dim), torch.ones(self.vae.z_dim)]
         mean = self.vae.model.encode(video_BCTHW, scale).float()
+        assert self._log_var is not None
         log_var = self._log_var.float().clamp(-12, 4)
         epsilon = torch.randn(mean.shape, generator=noise).to(mean.device)
         latents = mean + torch.exp(0.5 * log_var) * epsilon

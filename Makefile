@@ -3,6 +3,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10; do $$p -
 BIN := .venv/bin
 STAMP := .venv/.installed
 HELD_OUT_SEED := 67108864
+PRESET ?= cpu
+SHELL := bash
+.SHELLFLAGS := -o pipefail -ec
 
 .PHONY: help setup demo test check test-gpu serve bench proof mini-refresh clean
 
@@ -36,15 +39,17 @@ test-gpu: $(STAMP)  ## the tests that need a CUDA device
 serve: $(STAMP)  ## (not yet)
 	@echo "make serve: the video service is not a part of this version; 'make demo' or 'sakuga bulk' render without it" >&2; exit 2
 
-bench: $(STAMP)  ## measure; results are printed as JSON
-	$(BIN)/python benchmarks/first_light.py --json
-	$(BIN)/python benchmarks/mini_quality.py --count 16 --seed $(HELD_OUT_SEED) --json
+bench: $(STAMP)  ## measure, and write benchmarks/results/
+	$(BIN)/python benchmarks/first_light.py --json | tail -n 1 > benchmarks/results/first_light.json.new
+	$(BIN)/python benchmarks/mini_quality.py --count 16 --seed $(HELD_OUT_SEED) --sheet docs/sheets --json | tail -n 1 > benchmarks/results/mini_quality.json.new
+	for f in first_light mini_quality; do mv benchmarks/results/$$f.json.new benchmarks/results/$$f.json; done
 
 proof: $(STAMP)  ## slow proofs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-mini-refresh: $(STAMP)  ## after new base weights: LoRA, result files, contact sheets
-	$(BIN)/python -m sakuga.training.mini fairy
+mini-refresh: $(STAMP)  ## after new base weights: LoRA, result files, contact sheets (PRESET=cpu|gpu)
+	$(BIN)/python -m sakuga.training.mini cache --world fairy --preset $(PRESET)
+	$(BIN)/python -m sakuga.training.mini fairy --preset $(PRESET)
 	$(MAKE) bench
 
 clean:  ## caches and build outputs, not .venv, not out/

@@ -77,10 +77,10 @@ class _Follower:
         self._board = Board()
 
     def update(self) -> None:
-        for event in self._tail.read_new():
-            before = self._board.rows.get(event.row)
-            row = self._board.apply(event)
-            self._view.show(row, self._board, new_end=row.stage in FINAL_STAGES and row != before)
+        events = self._tail.read_new()
+        changed = {event.row: self._board.apply(event) for event in events}
+        for row in changed.values():
+            self._view.show(row, self._board)
         self._view.refresh(self._board)
 
 
@@ -89,14 +89,16 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._num_told = 0
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
-    def show(self, row: RowProgress, board: Board, *, new_end: bool) -> None:
-        if new_end:
-            line = f"[{board.num_ended}/{len(board.rows)}] {row.name} {sentence(row)}"
+    def show(self, row: RowProgress, board: Board) -> None:
+        if row.stage in FINAL_STAGES:
+            self._num_told += 1
+            line = f"[{self._num_told}/{len(board.rows)}] {row.name} {sentence(row)}"
             self._console.print(line, markup=False, soft_wrap=True)
 
     def refresh(self, board: Board) -> None: ...
@@ -125,13 +127,14 @@ class _Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, row: RowProgress, board: Board, *, new_end: bool) -> None:
+    def show(self, row: RowProgress, board: Board) -> None:
+        visible = len(board.rows) <= MAX_BARS or row.stage in ("encode", "denoise", "decode")
         task = self._tasks.get(row.row)
         if task is None:
             task = self._tasks[row.row] = self._progress.add_task(
-                escape(row.name), total=1.0, stage="", steps="", pace="", eta=""
+                escape(row.name), total=1.0, visible=visible, stage="", steps="", pace="", eta=""
             )
-        if new_end and row.error is not None:
+        if row.error is not None:
             self._progress.console.print(f"[red]{escape(row.name)} {escape(sentence(row))}[/red]")
         style = STYLES.get(row.stage, "cyan")
         ended = row.stage in FINAL_STAGES
@@ -142,7 +145,7 @@ class _Bars:
             steps=f"step {row.step}/{row.num_steps}" if row.num_steps else "",
             pace=f"{row.step_s:.2f} s/step" if row.step_s is not None else "",
             eta=f"{row.seconds:.1f} s" if ended and row.seconds else "" if ended else f"ETA {clock(row.eta_s)}",
-            visible=len(board.rows) <= MAX_BARS or row.stage in ("encode", "denoise", "decode"),
+            visible=visible,
         )
 
     def refresh(self, board: Board) -> None:

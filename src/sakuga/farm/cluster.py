@@ -38,6 +38,8 @@ RAY_ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "10",
     # Eight idle workers, one per logical CPU, would start just when the job wants the two cores.
     "RAY_enable_worker_prestart": "0",
+    # Ray gives workers niceness 15; a render on a busy laptop would hardly move.
+    "RAY_worker_niceness": "0",
     # Nothing on a head of our own is worth the 30 s that it would wait for idle workers.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }

@@ -1,6 +1,6 @@
 """What a bulk run has to do: which rows need a render, which are finished, which give no recipe.  Knows no Ray.
 
-Run: pytest tests/unit/test_planning.py
+Run: pytest tests/unit/test_worker.py
 """
 
 import time

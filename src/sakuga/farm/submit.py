@@ -48,6 +48,7 @@ def run_submitted(dashboard_url: str, manifest: Path, out: Path, options: Sequen
         SakugaError: what the job itself raised, by its code; ClusterError when it gave no answer.
         KeyboardInterrupt: Ctrl-C here; the job was stopped, and the message says how to go on.
     """
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it tells on stderr what it uploads, amid our bars
     arguments = [str(manifest.resolve()), "--out", str(out.resolve()), *options]
     try:
         client = JobSubmissionClient(dashboard_url)

@@ -75,7 +75,7 @@ def show(out: Path, manifest: Path, summary: BulkSummary) -> tuple[Path | None, 
 def cut_of(out: Path, request: RecipeRequest, result: RowResult) -> Cut:
     """What the page says about one row: the recipe of its receipt, or for a failed row what its request asked for."""
     if result.receipt is not None:
-        used = json.loads((out / result.receipt).read_text("utf-8"))["recipe"]
+        used: dict = json.loads((out / result.receipt).read_text("utf-8"))["recipe"]
     else:
         defaults = card(request.model)
         used = {name: getattr(request, name) or getattr(defaults, name, None) for name in RECIPE_FIGURES}

@@ -52,7 +52,7 @@ def write_page(
     num_loras = sum(bool(cut.loras) for cut in cuts)
     page = Page(
         title="First light",
-        lead=f"{len(cuts)} short dances, drawn frame by frame as one Ray job on this machine: by {_models(cuts)}, "
+        lead=f"{len(cuts)} short dances, rendered as one Ray job on this machine by {_models(cuts)}; "
         f"{num_loras} of them with a LoRA that turns the first frame into an anime fairy.",
         stats=_stats(summary, cuts),
         cuts=cuts,
@@ -75,10 +75,11 @@ def show(out: Path, manifest: Path, summary: BulkSummary) -> tuple[Path | None, 
 def cut_of(out: Path, request: RecipeRequest, result: RowResult) -> Cut:
     """What the page says about one row: the recipe of its receipt, or for a failed row what its request asked for."""
     if result.receipt is not None:
-        used: dict = json.loads((out / result.receipt).read_text("utf-8"))["recipe"]
+        used = json.loads((out / result.receipt).read_text("utf-8"))["recipe"]
     else:
         defaults = card(request.model)
-        used = {name: getattr(request, name) or getattr(defaults, name, None) for name in RECIPE_FIGURES}
+        asked = request.model_dump()
+        used = {name: asked[name] or getattr(defaults, name, 0) for name in RECIPE_FIGURES}
     pictures = [(caption, getattr(request, role)) for role, caption in CAPTIONS.items() if getattr(request, role)]
     return Cut(
         kind=KINDS.get(result.row, result.row),
@@ -91,7 +92,12 @@ def cut_of(out: Path, request: RecipeRequest, result: RowResult) -> Cut:
         receipt=result.receipt,
         pictures=tuple((caption if len(pictures) > 1 else "from", path) for caption, path in pictures),
         error=f"{result.error['code']}: {result.error['message']}" if result.error else None,
-        **{name: used[name] for name in RECIPE_FIGURES},
+        seed=int(used["seed"]),
+        num_inference_steps=int(used["num_inference_steps"]),
+        width=int(used["width"]),
+        height=int(used["height"]),
+        num_frames=int(used["num_frames"]),
+        fps=float(used["fps"]),
     )
 
 

@@ -43,7 +43,7 @@ class TinyVae38(WanVideoVAE38):
 def tiny_dit(in_dim: int = 16, out_dim: int = 16, **rest) -> WanModel:
     return WanModel(
         dim=DIM, in_dim=in_dim, ffn_dim=DIM, out_dim=out_dim, text_dim=TEXT_DIM, freq_dim=32, eps=1e-6,
-        patch_size=(1, 2, 2), num_heads=2, num_layers=2, has_image_input=False, **rest,
+        patch_size=(1, 2, 2), num_heads=2, num_layers=2, **({"has_image_input": False} | rest),
     )  # fmt: skip
 
 
@@ -91,3 +91,9 @@ def tiny_vace(tokenizer_dir, seed: int = 0) -> LoadedModel:
         ffn_dim=DIM, eps=1e-6,
     )  # fmt: skip
     return tiny_model(card("wan2.1-vace-1.3b"), tokenizer_dir, dit=tiny_dit(), seed=seed, vace=vace)
+
+
+def tiny_control(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit = tiny_dit(48, has_image_input=True, has_ref_conv=True)
+    return tiny_model(card("wan2.1-fun-v1.1-control-1.3b"), tokenizer_dir, dit=dit, seed=seed)

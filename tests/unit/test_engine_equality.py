@@ -15,7 +15,7 @@ from sakuga.wan import mini
 from sakuga.wan.attention import attention
 from sakuga.wan.cards import card
 from sakuga.wan.loading import load_model, locate
-from tiny_wan import tiny_t2v, tiny_ti2v, tiny_two_experts, tiny_vace
+from tiny_wan import tiny_control, tiny_t2v, tiny_ti2v, tiny_two_experts, tiny_vace
 
 SIZE = {"width": 32, "height": 48, "num_frames": 5, "num_inference_steps": 3}
 
@@ -166,6 +166,15 @@ def test_ti2v_keeps_the_first_frame_in_the_latents(with_image, tokenizer_dir):
     inputs = RenderInputs(images={"input_image": image} if with_image else {})
     recipe, ours = render(model, inputs, **size)
     assert_same(ours, stock(model, recipe, input_image=image if with_image else None))
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_control_video(with_reference, tokenizer_dir):
+    model, video, reference = tiny_control(tokenizer_dir), clip(9), picture(2)
+    images = {"reference_image": reference} if with_reference else {}
+    recipe, ours = render(model, RenderInputs(images=images, videos={"control_video": video}))
+    arguments = {"control_video": as_images(video), "reference_image": reference if with_reference else None}
+    assert_same(ours, stock(model, recipe, **arguments))
 
 
 @pytest.mark.parametrize("what", ["video", "video and mask", "reference", "video and reference"])

@@ -147,7 +147,8 @@ def test_package_weights_are_checked_against_their_card(mini_folder, tmp_path, m
     import shutil
 
     package = shutil.copytree(mini_folder, tmp_path / "package")
-    hashes = {name: file_sha256(package / name) for name in ("dit.safetensors", "vae.safetensors")}
+    names = [path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()]
+    hashes = {name: file_sha256(package / name) for name in names}
     (package / "card.json").write_text(json.dumps({"sha256": hashes}))
     monkeypatch.setattr(mini, "mini_dir", lambda: package)
     locate(card("wan-mini"), cache_dir=tmp_path)
@@ -155,6 +156,9 @@ def test_package_weights_are_checked_against_their_card(mini_folder, tmp_path, m
     next(iter(tensors.values())).view(torch.uint8).flatten()[0] += 1  # one bit pattern, same header and length
     save_file(tensors, package / "vae.safetensors")
     with pytest.raises(WeightsError, match=r"vae\.safetensors is damaged: its sha256"):
+        locate(card("wan-mini"), cache_dir=tmp_path)
+    (package / "card.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"card\.json is damaged"):
         locate(card("wan-mini"), cache_dir=tmp_path)
     (package / "card.json").unlink()
     with pytest.raises(WeightsError, match=r"card\.json is missing"):

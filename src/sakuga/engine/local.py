@@ -252,16 +252,12 @@ class LocalEngine:
         limit = self.card.tokenizer_max_tokens
         notes = []
         for name in ("prompt", "negative_prompt"):
-            num_tokens = self._count_tokens(getattr(recipe, name))
+            ids = self._pipe.tokenizer(getattr(recipe, name), padding=False, truncation=False)
+            num_tokens = ids.shape[1]
             if num_tokens > limit:
                 notes.append(f"{name} has {num_tokens} tokens; the tokenizer stops at {limit}, the rest has no effect")
                 logger.warning("%s key=%s", notes[-1], recipe.render_key[:12])
         return tuple(notes)
-
-    def _count_tokens(self, text: str) -> int:
-        tokenizer = self._pipe.tokenizer.tokenizer
-        assert callable(tokenizer)
-        return len(tokenizer(text).input_ids)
 
     def _synchronize(self) -> None:
         """A GPU works behind the program's back; without waiting, a stage's seconds would go to the next one."""

@@ -173,11 +173,14 @@ def _check_against_card_json(parts: Sequence[WeightPart], hashes: dict[str, str]
     """The embedded model's card lists the sha256 of its files: damaged values do not show in a header."""
     if not card_json.is_file():
         raise WeightsError(f"{card_json} is missing, so these weights cannot be checked; install the package again")
-    expected = json.loads(card_json.read_text())["sha256"]
+    try:
+        expected = json.loads(card_json.read_text())["sha256"]
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{card_json} is damaged ({error}); install the package again") from error
     for part in parts:
         for path in part.paths:
             name = path.relative_to(card_json.parent).as_posix()
-            if name in expected and hashes[f"{part.file.part}/{path.name}"] != expected[name]:
+            if hashes[f"{part.file.part}/{path.name}"] != expected.get(name):
                 raise WeightsError(f"{path} is damaged: its sha256 is not that of card.json; install the package again")
 
 

@@ -1,5 +1,6 @@
 """Results appear whole or not at all, and a folder that cannot take them is refused before the work."""
 
+import contextlib
 import errno
 import json
 import os
@@ -13,12 +14,15 @@ from sakuga.errors import DiskFullError, OutputError, did_you_mean, shown
 from sakuga.media import atomic_file, check_output_dir, files, write_bytes_atomic, write_json_atomic
 
 
-@pytest.fixture
-def limited_file_size():
-    """Gives a function that bounds the size of every file that this process and its children write from then on."""
+@contextlib.contextmanager
+def limited_file_size(size_bytes: int):
+    """Bounds every file that this process writes. For as short as possible: pytest's own report may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -69,9 +73,8 @@ def test_errors_of_the_system_are_told_apart(tmp_path, monkeypatch, number, erro
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_no_part_behind(tmp_path, limited_file_size):
-    limited_file_size(1000)
-    with pytest.raises(DiskFullError, match="no space is left"):
+def test_a_full_disk_leaves_no_part_behind(tmp_path):
+    with pytest.raises(DiskFullError, match="no space is left"), limited_file_size(1000):
         write_bytes_atomic(tmp_path / "a.bin", bytes(5000))
     assert os.listdir(tmp_path) == []
 

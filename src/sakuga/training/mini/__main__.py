@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sakuga.synth import World
+from sakuga.training.mini.card import draw_curves, write_card
 from sakuga.training.mini.dit import BASE_PRESETS, FAIRY_PRESETS, DitPreset, load_part, save_lora, train_dit
 from sakuga.training.mini.latents import cache_clips
 from sakuga.training.mini.run import pick_device
@@ -21,12 +22,13 @@ from sakuga.wan.mini.tokenizer import save_tokenizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sakuga.training.mini", description=__doc__)
-    parser.add_argument("stage", choices=("tokenizer", "vae", "cache", "base", "fairy"))
+    parser.add_argument("stage", choices=("tokenizer", "vae", "cache", "base", "fairy", "card"))
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="checkpoints, logs and cached latents")
     parser.add_argument("--weights", type=Path, default=mini_dir(), help="model folder that is read and written")
     parser.add_argument("--steps", type=int, help="steps of base or fairy, instead of the preset's")
     parser.add_argument("--world", choices=("live", "fairy"), help="cache only this world")
+    parser.add_argument("--curves", type=Path, default=Path("docs/wan-mini-losses.svg"), help="where card draws them")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads")
     args = parser.parse_args()
@@ -48,6 +50,9 @@ def main() -> None:
             if args.world in (None, world):
                 seeds = range(presets[args.preset].num_clips)
                 cache_clips(args.runs / f"clips-{world}", vae, seeds, world, device)
+    elif args.stage == "card":
+        write_card(args.weights, args.runs, args.preset)
+        draw_curves(args.runs, args.curves)
     else:
         presets = BASE_PRESETS if args.stage == "base" else FAIRY_PRESETS
         preset = presets[args.preset]

@@ -40,11 +40,11 @@ class DitPreset:
 
 
 BASE_PRESETS = {
-    "cpu": DitPreset(num_clips=720, num_steps=2600, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.997),
+    "cpu": DitPreset(num_clips=640, num_steps=2600, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.997),
     "gpu": DitPreset(num_clips=20000, num_steps=30000, tokens_per_batch=64 * 576, lr=2e-3, ema_decay=0.9995),
 }
 FAIRY_PRESETS = {
-    "cpu": DitPreset(num_clips=320, num_steps=500, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.99),
+    "cpu": DitPreset(num_clips=288, num_steps=500, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.99),
     "gpu": DitPreset(num_clips=8000, num_steps=6000, tokens_per_batch=64 * 576, lr=1e-3, ema_decay=0.999),
 }
 
@@ -148,3 +148,4 @@ def save_lora(trainer: DitTrainer, path: Path, metadata: dict[str, str]) -> None
     state = {k: v.detach().cpu().half().contiguous() for k, v in trainer.dit.state_dict().items() if "lora_" in k}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata=metadata)
+    path.chmod(0o644)

@@ -60,10 +60,10 @@ def draw_clip(seed: int, world: World, photos: list[np.ndarray]) -> Sample:
 
 
 @torch.no_grad()
-def _encode(vae: MiniVideoVAE, video_CTHW: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # bf16: four times as fast on the two cores (0.22 s against 0.87 s a clip), and the cache is fp16 anyway.
+def _encode(vae: MiniVideoVAE, videos: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    # bf16: four times as fast on two cores (0.22 s against 0.87 s a clip), and the cache is fp16 anyway.
     with torch.autocast(device.type, torch.bfloat16):
-        return vae.model.encode(video_CTHW[None].to(device), vae.scale)[0].to("cpu", torch.float16)
+        return vae.model.encode(torch.stack(videos).to(device), vae.scale).to("cpu", torch.float16)
 
 
 def cache_clips(folder: Path, vae: MiniVideoVAE, seeds: range, world: World, device: torch.device) -> None:
@@ -77,11 +77,12 @@ def cache_clips(folder: Path, vae: MiniVideoVAE, seeds: range, world: World, dev
         sample = draw_clip(seed, world, photos)
         video = torch.from_numpy(sample.video_THWC).permute(3, 0, 1, 2).float() / 127.5 - 1
         num_frames, height, width = video.shape[1:]
-        tensors = {"video": _encode(vae, video, device)}
-        for name, last in (("first", None), ("both", video[:, -1])):
-            if name == "first" or seed % 5 == 0:
-                known = known_frames(video[:, 0], last, num_frames, height, width)
-                tensors[name] = _encode(vae, known, device)
+        first, last = video[:, 0], video[:, -1]
+        videos = {"video": video, "first": known_frames(first, None, num_frames, height, width)}
+        if seed % 5 == 0:
+            videos["both"] = known_frames(first, last, num_frames, height, width)
+        latents = _encode(vae, list(videos.values()), device)
+        tensors = {name: latents[i].clone() for i, name in enumerate(videos)}
         tensors["figure"] = _latent_mask(sample.figure_mask_THW)
         aside = path.with_suffix(".tmp")
         save_file(tensors, aside, metadata={"prompts": json.dumps(sample.prompts)})

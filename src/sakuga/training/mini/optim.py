@@ -15,15 +15,15 @@ import torch
 def orthogonalised(gradient: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
     """Approximate U V^T of a matrix G = U S V^T; the singular values end within 0.7..1.2, which is enough here."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.float()
-    x = x / (x.norm() + 1e-7)
+    # bf16, as in the original: the steps correct each other's rounding.
+    x = (gradient / (gradient.norm() + 1e-7)).bfloat16()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
     for _ in range(num_steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(gradient.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,0 +1,176 @@
+"""Wan-mini's training: exact short texts, resumable runs, and a loss that a model can lower."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffsynth.pipelines.wan_video import model_fn_wan_video
+from safetensors.torch import load_file
+
+from sakuga.training.mini import dit as dit_stage
+from sakuga.training.mini import flow
+from sakuga.training.mini.latents import Clip, cache_clips, draw_clip, geometry_of, load_clips
+from sakuga.training.mini.optim import Ema, MuonAdamW, orthogonalised
+from sakuga.training.mini.pictures import load_photos, photo_crop
+from sakuga.training.mini.run import Run
+from sakuga.training.mini.vae import ClipPool, Phase, VaePreset, VaeTrainer
+from sakuga.wan.attention import attention
+from sakuga.wan.mini import MiniConfig, random_weights
+from sakuga.wan.mini.models import DitConfig, TextEncoderConfig
+
+SMALL = MiniConfig(dit=DitConfig(dim=48, num_heads=1, ffn_dim=48, num_layers=2, text_dim=48),
+                   text_encoder=TextEncoderConfig(dim=48, dim_attn=48, dim_ffn=48, num_heads=1, num_layers=1))  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The training stages build small networks."""
+    monkeypatch.setattr(dit_stage, "MiniConfig", lambda: SMALL)
+    return SMALL
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((16, 40), (40, 16)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape) * 7))
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_short_texts_give_what_512_tokens_give():
+    """The log-count bias makes 72 text columns exact: compared with the pipeline's own model function."""
+    torch.manual_seed(0)
+    dit = SMALL.build_dit()
+    context = torch.zeros(2, flow.NUM_TEXT_TOKENS, 48)
+    context[0, :40], context[1, :3] = torch.randn(40, 48), torch.randn(3, 48)
+    latents, y, timestep = torch.randn(2, 16, 3, 4, 4), torch.randn(2, 20, 3, 4, 4), torch.tensor([900.0, 300.0])
+    with torch.no_grad():
+        with attention("sdpa"):
+            full = model_fn_wan_video(dit, latents=latents, timestep=timestep, context=context, y=y)
+        with flow.training_attention():
+            short_context = context[:, : flow.SHORT_TEXT_TOKENS]
+            short = model_fn_wan_video(dit, latents=latents, timestep=timestep, context=short_context, y=y)
+            cut = model_fn_wan_video(dit, latents=latents, timestep=timestep, context=context[:, :60], y=y)
+    assert torch.allclose(short, full, atol=1e-5)
+    assert not torch.allclose(cut, full, atol=1e-5), "the number of padding tokens must matter, or this proves nothing"
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
+    def train(folder, stops):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(8, 8)
+        for num_steps in stops:
+            optimizer = MuonAdamW(module.named_parameters(), lr=1e-2, num_steps=20, warmup=2)
+            run = Run(folder, module, optimizer, Ema(module, 0.9), num_steps)
+            run.resume()
+            while run.step < num_steps:
+                inputs = torch.randn(4, 8, generator=torch.Generator().manual_seed(run.step))
+                loss = (module(inputs) - inputs).square().mean()
+                loss.backward()
+                optimizer.step(run.step)
+                run.ema.update(module, run.step)
+                run.after_step({"loss": loss.item()}, log_every=1)
+            torch.nn.init.zeros_(module.weight)  # what counts must come from the checkpoint
+        saved = torch.load(run.checkpoint, weights_only=True)
+        return saved["ema"], [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+    whole, whole_log = train(tmp_path / "a", [12])
+    parts, parts_log = train(tmp_path / "b", [5, 12])
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [line["loss"] for line in parts_log] == [line["loss"] for line in whole_log]
+
+
+def test_clips_are_cached_once_and_hold_the_sample(tmp_path):
+    vae = MiniConfig().build_vae()
+    cache_clips(tmp_path, vae, range(5, 6), "live", torch.device("cpu"))
+    written = (tmp_path / "5.safetensors").stat().st_mtime_ns
+    cache_clips(tmp_path, vae, range(5, 6), "live", torch.device("cpu"))
+    assert (tmp_path / "5.safetensors").stat().st_mtime_ns == written
+    (clip,) = load_clips(tmp_path)
+    sample = draw_clip(5, "live", [])
+    assert geometry_of(5) == (128, 128, 33)
+    assert clip.video_CThw.shape == clip.first_CThw.shape == (16, 9, 16, 16)
+    assert clip.both_CThw is not None
+    assert clip.prompts == sample.prompts
+    # Causal: the first latent frame knows only the first frame.
+    assert torch.allclose(clip.video_CThw[:, 0], clip.first_CThw[:, 0], atol=2e-2)
+    covered = float(clip.figure_Thw.float().mean())
+    assert abs(covered - sample.figure_mask_THW[1:].mean()) < 0.02
+
+
+def test_caching_without_clips_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cache"):
+        load_clips(tmp_path)
+
+
+def fake_clip(seed: int) -> Clip:
+    """A moving blob in one latent channel, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    video = 0.1 * torch.randn(16, 3, 4, 4, generator=generator)
+    video[0] += torch.linspace(-1, 1, 3)[:, None, None]
+    return Clip(video_CThw=video.half(), first_CThw=video.half(), both_CThw=None,
+                figure_Thw=torch.ones(3, 4, 4).half(), prompts=("a quick twirl",))  # fmt: skip
+
+
+def test_base_and_lora_lower_their_loss(tmp_path, small, monkeypatch):
+    weights = random_weights(tmp_path / "weights", config=small)
+    monkeypatch.setattr(dit_stage, "load_clips", lambda folder: [fake_clip(seed) for seed in range(8)])
+    preset = dit_stage.DitPreset(num_clips=8, num_steps=40, tokens_per_batch=8 * 12, lr=1e-2, ema_decay=0.5)
+    trainer = dit_stage.train_dit(tmp_path / "base", tmp_path, weights, preset, lora=False)
+    before, after = losses(tmp_path / "base")
+    assert after < 0.85 * before
+    assert not any("lora" in name for name, _ in trainer.named_parameters())
+    frozen = load_file(weights / "dit.safetensors")["blocks.0.self_attn.q.weight"].float()
+    lora = dit_stage.train_dit(tmp_path / "fairy", tmp_path, weights, replace(preset, lora_rank=4), lora=True)
+    before, after = losses(tmp_path / "fairy")
+    assert after < before
+    assert torch.equal(lora.dit.blocks[0].self_attn.q.base_layer.weight, frozen), "the base must stay as it was"
+    dit_stage.save_lora(lora, tmp_path / "lora.safetensors", {"rank": "4"})
+    saved = load_file(tmp_path / "lora.safetensors")
+    assert len(saved) == 2 * 2 * 10  # A and B, two blocks, q k v o of both attentions and two of the ffn
+    assert saved["blocks.0.self_attn.q.lora_A.default.weight"].shape == (4, 48)
+    assert all(value.abs().sum() > 0 for name, value in saved.items()), "an adapter matrix that never moved"
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return lines[0]["loss"], lines[-1]["loss"]
+
+
+def test_vae_step_reaches_encoder_and_decoder():
+    trainer = VaeTrainer(MiniConfig().build_vae(), kl_weight=1e-4)
+    loss, figures = trainer(torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert figures["kl"] > 0
+    without = [name for name, p in trainer.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+
+
+def test_vae_batches_mix_dancers_and_photographs():
+    preset = VaePreset(phases=(Phase(2, 4, 5), Phase(3, 2, 9)), crop=64, lr=1e-3, pool_clips=2, photo_share=0.5)
+    assert (preset.num_steps, preset.phase_at(1).num_frames, preset.phase_at(2).num_frames) == (5, 5, 9)
+    pool = ClipPool(preset)
+    pool.refresh(3)
+    assert len(pool.clips) == 2
+    batch = pool.batch(np.random.default_rng(0), preset.phases[0])
+    assert batch.shape == (4, 3, 5, 64, 64)
+    assert -1 <= batch.min() < batch.max() <= 1
+
+
+def test_the_astronaut_is_never_seen():
+    """The demo's photograph must stay unseen: no training photo correlates with it."""
+    from skimage.data import astronaut
+
+    def tiny(photo):
+        return photo_crop([photo], np.random.default_rng(1), 16, 16).astype(float).ravel()
+
+    face = tiny(astronaut())
+    assert all(abs(np.corrcoef(face, tiny(photo))[0, 1]) < 0.9 for photo in load_photos())
+    assert np.corrcoef(face, tiny(astronaut()))[0, 1] > 0.99
+
+
+def test_a_folder_without_photos_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--photos"):
+        load_photos(tmp_path)

@@ -20,8 +20,10 @@ from sakuga.wan.attention import attention
 from sakuga.wan.mini import MiniConfig, random_weights
 from sakuga.wan.mini.models import DitConfig, TextEncoderConfig
 
-SMALL = MiniConfig(dit=DitConfig(dim=48, num_heads=1, ffn_dim=48, num_layers=2, text_dim=48),
-                   text_encoder=TextEncoderConfig(dim=48, dim_attn=48, dim_ffn=48, num_heads=1, num_layers=1))  # fmt: skip
+SMALL = MiniConfig(
+    dit=DitConfig(dim=48, num_heads=1, ffn_dim=48, num_layers=2, text_dim=48),
+    text_encoder=TextEncoderConfig(dim=48, dim_attn=48, dim_ffn=48, num_heads=1, num_layers=1),
+)
 
 
 @pytest.fixture

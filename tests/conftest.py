@@ -1,6 +1,6 @@
 """What all tests share: a quiet local Ray, two threads, a printed seed, and GPU tests that skip without a GPU.
 
-`pytest --seed N` repeats a run; the seed in use stands in the header of every run.
+`pytest --seed N` repeats a run; the seed in use stands above the last line of every run.
 """
 
 import os
@@ -25,8 +25,9 @@ def pytest_configure(config):
         config.option.seed = random.SystemRandom().randrange(2**31)
 
 
-def pytest_report_header(config):
-    return f"seed: {config.option.seed} (repeat with --seed {config.option.seed})"
+def pytest_terminal_summary(terminalreporter, config):
+    # Not in the header, which `-q` leaves out; the line with the counts still comes after it.
+    terminalreporter.write_line(f"seed of this run: --seed {config.option.seed}")
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from collections import namedtuple
 
 import pytest
 
-from sakuga.cli import checks
-from sakuga.cli.upload import is_ignored, upload_size
+from sakuga.cli import checks, upload
+from sakuga.cli.upload import is_ignored, measure_upload
 
 Version = namedtuple("Version", "major minor micro releaselevel serial")
 
@@ -51,10 +51,33 @@ def test_sqlite(version, status, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "status"), [("token", "ok"), ("disabled", "note"), (None, "note")])
 def test_ray_auth(mode, status, monkeypatch):
+    monkeypatch.setattr(checks, "PORT_TABLES", ())
     monkeypatch.delenv("RAY_AUTH_MODE")
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
     assert checks.check_ray_auth().status == status
+
+
+@pytest.mark.parametrize(
+    ("address", "state", "status"),
+    [
+        ("00000000:2049", "0A", "fail"),
+        ("0100007F:2049", "0A", "note"),
+        ("0000000000000000FFFF00000100007F:2049", "0A", "note"),
+        ("00000000000000000000000000000000:2049", "0A", "fail"),
+        ("00000000000000000000000001000000:2049", "0A", "note"),
+        ("00000000:2049", "01", "note"),
+        ("00000000:1F90", "0A", "note"),
+    ],
+)
+def test_public_job_api_without_a_token(address, state, status, monkeypatch, tmp_path):
+    table = tmp_path / "tcp"
+    table.write_text(f"  sl  local_address rem_address st\n   0: {address} 00000000:0000 {state} 0:0\n")
+    monkeypatch.setattr(checks, "PORT_TABLES", (table, tmp_path / "missing"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert checks.check_ray_auth().status == status
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert checks.check_ray_auth().status == "ok"
 
 
 def test_full_disk(monkeypatch, tmp_path):
@@ -120,9 +143,19 @@ def test_upload_leaves_out_what_the_ignore_files_name(tmp_path):
     (tmp_path / ".gitignore").write_text("# outputs\n/out/\n*.pyc\n")
     (tmp_path / ".rayignore").write_text(".git\ndeep/cache\n")
     ignore_files = (tmp_path / ".gitignore").stat().st_size + (tmp_path / ".rayignore").stat().st_size
-    size, largest = upload_size(tmp_path)
-    assert size == 110 + ignore_files
-    assert largest[0].startswith("src ")
+    measured = measure_upload(tmp_path)
+    assert measured.size_bytes == 110 + ignore_files
+    assert measured.largest[0].startswith("src ")
+    assert measured.is_complete
+
+
+def test_a_folder_with_too_many_files_is_not_counted_to_the_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(upload, "MAX_ENTRIES", 2)
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x")
+    found = checks.check_upload(tmp_path)
+    assert found.status == "note"
+    assert found.detail.startswith("at least")
 
 
 def test_upload_over_the_limit(monkeypatch, tmp_path):

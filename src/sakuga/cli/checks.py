@@ -19,13 +19,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sakuga.cli.upload import UPLOAD_LIMIT_BYTES, upload_size
+from sakuga.cli.upload import UPLOAD_LIMIT_BYTES, measure_upload
 
 GIB = 2**30
 MIN_FREE_BYTES = 2 * GIB
 MIN_MEMORY_BYTES = 3 * GIB  # a worker that imports torch and diffsynth takes 0.8 GB, Ray and its dashboard 0.7 GB
 MIN_OPEN_FILES = 4096
 SQLITE_FIXED = (3, 51, 3)
+RAY_PORTS = (8265, 10001)
+"""Dashboard with the job API, and Ray client, where Ray puts them by default."""
+PORT_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+LISTENING = "0A"
+LOOPBACK_ENDINGS = ("0100007F", "00000000000000000000000001000000")
+"""127.0.0.1 (also as ::ffff:127.0.0.1) and ::1, as the kernel writes them."""
 FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
 REQUIRED = ("torch", "torchvision", "diffsynth", "ray", "xfuser", "transformers", "safetensors", "imageio-ffmpeg")
 OPTIONAL = {
@@ -219,25 +225,51 @@ def check_open_files() -> Check:
 
 def check_upload(folder: Path) -> Check:
     """What `ray job submit --working-dir .` would pack here."""
-    size, largest = upload_size(folder)
-    detail = f"{size / 2**20:.0f} MiB of {UPLOAD_LIMIT_BYTES // 2**20} MiB"
-    if size > UPLOAD_LIMIT_BYTES:
-        advice = f"add to .rayignore what the job does not need; the largest: {', '.join(largest)}"
-        return Check(name="working dir upload", status="warn", detail=detail, advice=advice)
-    return Check(name="working dir upload", status="ok", detail=detail)
+    name, upload = "working dir upload", measure_upload(folder)
+    least = "" if upload.is_complete else "at least "
+    detail = f"{least}{upload.size_bytes / 2**20:.0f} MiB of {UPLOAD_LIMIT_BYTES // 2**20} MiB"
+    if upload.size_bytes > UPLOAD_LIMIT_BYTES:
+        advice = f"add to .rayignore what the job does not need; the largest: {', '.join(upload.largest)}"
+        return Check(name=name, status="warn", detail=detail, advice=advice)
+    if not upload.is_complete:
+        return Check(name=name, status="note", detail=f"{detail}; too many files to count all")
+    return Check(name=name, status="ok", detail=detail)
 
 
 def check_ray_auth() -> Check:
+    """Whoever reaches the job API runs code, so it is private or asks for a token."""
     from sakuga import settings
 
     mode = settings.ray_auth_mode()
     if mode == "token":
         return Check(name="ray auth", status="ok", detail="RAY_AUTH_MODE=token")
-    advice = "keep ports 8265 and 10001 private: whoever reaches them runs code; on a network set RAY_AUTH_MODE=token"
+    public = [port for port in RAY_PORTS if port in public_ports()]
+    if public:
+        return Check(
+            name="ray auth",
+            status="fail",
+            detail=f"port {public[0]} listens beyond this machine and RAY_AUTH_MODE is not token",
+            advice="whoever reaches it runs code here: bind Ray to 127.0.0.1, or set RAY_AUTH_MODE=token everywhere",
+        )
     if mode == "disabled":
+        advice = "fine on a laptop; on a network set RAY_AUTH_MODE=token"
         return Check(name="ray auth", status="note", detail="RAY_AUTH_MODE=disabled", advice=advice)
     detail = "RAY_AUTH_MODE is not set: a local ray.init() writes a token that other shells then miss"
     return Check(name="ray auth", status="note", detail=detail, advice="set it to token, or to disabled on a laptop")
+
+
+def public_ports() -> set[int]:
+    """Ports on which some process of this machine listens on more than loopback; Linux only, elsewhere empty."""
+    found: set[int] = set()
+    for table in PORT_TABLES:
+        if not table.is_file():
+            continue
+        for line in table.read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, _, port = local.partition(":")
+            if state == LISTENING and not address.endswith(LOOPBACK_ENDINGS):
+                found.add(int(port, 16))
+    return found
 
 
 def check_sqlite() -> Check:

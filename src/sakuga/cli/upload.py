@@ -8,6 +8,7 @@ Run: pytest tests/unit/test_doctor.py
 
 import fnmatch
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 UPLOAD_LIMIT_BYTES = 512 * 2**20
@@ -15,8 +16,19 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 MAX_ENTRIES = 200_000  # a home folder given by mistake must not keep the doctor busy for minutes
 
 
-def upload_size(folder: Path) -> tuple[int, list[str]]:
-    """Bytes that would go, and the three largest entries of the top level."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What would be packed."""
+
+    size_bytes: int
+    largest: tuple[str, ...]
+    """The three largest entries of the top level, with their sizes."""
+    is_complete: bool
+    """False when the folder has more files than were counted."""
+
+
+def measure_upload(folder: Path) -> Upload:
+    """Sum up what is not ignored below `folder`; stops counting after `MAX_ENTRIES` files."""
     patterns = _patterns(folder)
     per_top: dict[str, int] = {}
     entries = 0
@@ -33,7 +45,11 @@ def upload_size(folder: Path) -> tuple[int, list[str]]:
         if entries > MAX_ENTRIES:
             break
     largest = sorted(per_top, key=lambda name: -per_top[name])[:3]
-    return sum(per_top.values()), [f"{name} {per_top[name] / 2**20:.0f} MiB" for name in largest]
+    return Upload(
+        size_bytes=sum(per_top.values()),
+        largest=tuple(f"{name} {per_top[name] / 2**20:.0f} MiB" for name in largest),
+        is_complete=entries <= MAX_ENTRIES,
+    )
 
 
 def is_ignored(path: str, patterns: list[str]) -> bool:

@@ -40,16 +40,20 @@ RAY_ENVIRONMENT = {
     "RAY_enable_worker_prestart": "0",
     # Ray gives workers niceness 15; a render on a busy laptop would hardly move.
     "RAY_worker_niceness": "0",
+    # A busy machine is no dead one: within 30 s, the defaults, its agents may not have had their turn.
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_health_check_timeout_ms": "60000",
     # Nothing on a head of our own is worth the 30 s that it would wait for idle workers.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 LOGICAL_CPUS = 8  # Ray Data needs headroom: with 2 a resume of 12 rows had not ended after 150 s, with 8 it took 7 s
 OBJECT_STORE_BYTES = 200 * 1024 * 1024  # rows hold paths, not pixels
-START_LIMIT_S = 90.0  # 4 s on an idle two-core machine
+START_LIMIT_S = 180.0  # 4 s on an idle two-core machine
+STARTED = "Ray runtime started"
 STOP_LIMIT_S = 30.0  # 3.5 s idle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Head:
     """A running head."""
 
@@ -59,11 +63,17 @@ class Head:
     dashboard_url: str
     """Where jobs are submitted."""
     log_path: Path
+    asked_to_end: bool = False
 
     def terminate(self) -> None:
         """Ask the head to end; `local_head` waits for it."""
         if self.process.poll() is None:
+            self.asked_to_end = True
             self.process.send_signal(signal.SIGTERM)
+
+    @property
+    def ended_by_itself(self) -> bool:
+        return self.process.poll() is not None and not self.asked_to_end
 
 
 def free_ports(count: int) -> list[int]:
@@ -122,7 +132,7 @@ def start_head(temp_dir: Path, num_cpus: int = LOGICAL_CPUS) -> Head:
 
 
 def wait_until_ready(head: Head, limit_s: float = START_LIMIT_S) -> None:
-    """Return when the head takes jobs.
+    """Return when the head takes jobs: its API answers before its node is up, so both are waited for.
 
     Raises:
         ClusterError: it ended, or it did not answer within `limit_s`.
@@ -132,11 +142,13 @@ def wait_until_ready(head: Head, limit_s: float = START_LIMIT_S) -> None:
     while time.monotonic() < deadline:
         if head.process.poll() is not None:
             raise ClusterError(f"the local Ray head ended at its start: {_last_line(head.log_path)}; `sakuga doctor`")
-        try:
-            with opener.open(f"{head.dashboard_url}/api/version", timeout=5):
+        if STARTED in head.log_path.read_text(errors="replace"):
+            with (
+                contextlib.suppress(urllib.error.URLError, OSError),
+                opener.open(f"{head.dashboard_url}/api/version", timeout=5),
+            ):
                 return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise ClusterError(f"the local Ray head did not answer within {limit_s:.0f} s; its log: {head.log_path}")
 
 
@@ -144,14 +156,21 @@ def wait_until_ready(head: Head, limit_s: float = START_LIMIT_S) -> None:
 def local_head(num_cpus: int = LOGICAL_CPUS) -> Iterator[Head]:
     """A head for the time of the block. Not ready at once: call `wait_until_ready`."""
     temp_dir = Path(tempfile.mkdtemp(prefix="sakuga-"))
+    keep_logs = False
     try:
         head = start_head(temp_dir, num_cpus)
         try:
             yield head
         finally:
+            keep_logs = head.ended_by_itself
             _stop(head)
     finally:
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        if keep_logs:
+            log.warning(
+                "the local ray head ended by itself: %s; its logs: %s", _last_line(temp_dir / "head.log"), temp_dir
+            )
+        else:
+            shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def _stop(head: Head) -> None:

@@ -130,5 +130,23 @@ def test_a_head_that_cannot_start_says_so(monkeypatch):
     shutil.rmtree(head.log_path.parent)  # kept, as nobody asked it to end
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv on this machine")
+def test_a_head_ends_with_its_owner_however_that_dies():
+    code = (
+        "import sys; from sakuga.farm.cluster import local_head, wait_until_ready\n"
+        "with local_head() as head:\n"
+        "    wait_until_ready(head); print(head.process.pid, head.log_path.parent, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid, temp_dir = owner.stdout.readline().split()
+        started = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
+        owner.kill()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    shutil.rmtree(temp_dir)
+    assert alive == []
+
+
 def _text(path):
     return path.read_text() if path.exists() else ""

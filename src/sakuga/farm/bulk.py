@@ -9,8 +9,6 @@ Run: pytest tests/ray/test_bulk.py
 import contextlib
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ import ray.data
 from sakuga import settings
 from sakuga.errors import ClusterError
 from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
+from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.manifest import read_manifest
 from sakuga.farm.planning import RunPlan, begin_progress, plan_rows
@@ -108,7 +107,7 @@ def _render_all(
     """Run the tasks on Ray and put each result into `results` as it comes."""
     with (
         _cluster(address, num_workers),
-        _sigterm_interrupts(),
+        signals_interrupt(),
         contextlib.closing(_outcomes(todo, plan, num_workers)) as outcomes,
     ):
         for result in outcomes:
@@ -169,20 +168,3 @@ def _cluster(address: str | None, num_workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (`ray job stop`) ends the block like Ctrl-C. After `ray.init`, which sets a handler of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

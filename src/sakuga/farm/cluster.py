@@ -99,10 +99,14 @@ def free_ports(count: int) -> list[int]:
 def start_head(temp_dir: Path, num_cpus: int = LOGICAL_CPUS) -> Head:
     """Start `ray start --head --block` as a child process; returns at once, `wait_until_ready` waits.
 
-    `temp_dir` must be short: Ray puts sockets under it, and a socket's path has at most 107 bytes.
+    Call it in a thread that stays, as the head ends with it. `temp_dir` must be short: Ray puts sockets under it, and
+    a socket's path has at most 107 bytes.
     """
     gcs, dashboard, agent, agent_grpc, client, metrics, runtime_env = free_ports(7)
+    # With util-linux at hand the head ends even when we are killed without a chance to end it.
+    guard = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
     command = [
+        *guard,
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--port", str(gcs)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from sakuga.farm.cluster import local_head, wait_until_ready
 from sakuga.farm.demo.inputs import write_demo
 from sakuga.farm.demo.show import show
+from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.results import BulkSummary
 from sakuga.farm.submit import run_submitted
 from sakuga.media import check_output_dir
@@ -34,7 +35,7 @@ def run_demo(
     """Render the demo manifest into `out`. Raises what `run_bulk` raises, and ClusterError when Ray does not start."""
     marks = [time.monotonic()]
     out = check_output_dir(out).resolve()
-    with local_head() as head:
+    with signals_interrupt(), local_head() as head:
         manifest = write_demo(out)  # while the head starts
         wait_until_ready(head)
         marks.append(time.monotonic())

@@ -1,0 +1,1 @@
+"""The demo: its manifest and inputs, its run, its page."""

@@ -10,7 +10,8 @@ from diffsynth.models.wan_video_vace import VaceWanModel
 from diffsynth.models.wan_video_vae import VideoVAE38_, VideoVAE_, WanVideoVAE, WanVideoVAE38
 from diffsynth.pipelines.wan_video import WanVideoPipeline
 
-from sakuga.wan.cards import ModelCard, card
+from sakuga.wan.cards import ModelCard
+from sakuga.wan.catalogue import card
 from sakuga.wan.loading import LoadedModel
 
 TEXT_DIM = 16

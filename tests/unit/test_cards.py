@@ -3,7 +3,8 @@
 import pytest
 
 from sakuga.errors import GeometryError, ModelError
-from sakuga.wan.cards import TASKS, card, cards
+from sakuga.wan.cards import TASKS
+from sakuga.wan.catalogue import card, cards
 
 
 def test_catalogue_holds_every_model_of_the_plan():

@@ -13,7 +13,7 @@ from sakuga.media import image_sha256, video_sha256
 from sakuga.recipe import ImageRef, RenderRecipe, Tiling, VideoRef
 from sakuga.wan import mini
 from sakuga.wan.attention import attention
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 from sakuga.wan.loading import load_model, locate
 from tiny_wan import tiny_control, tiny_t2v, tiny_ti2v, tiny_two_experts, tiny_vace
 

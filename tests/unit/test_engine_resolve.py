@@ -14,7 +14,7 @@ from sakuga.errors import GeometryError, ImageError, LoraError, ModelError, Reci
 from sakuga.media import image_sha256, load_image, write_mp4
 from sakuga.recipe import ImageRef, RenderRecipe, VideoRef, parse_request
 from sakuga.wan import mini
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 
 MINI = card("wan-mini")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sakuga.errors import StorageError
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 from sakuga.wan.fetch import fetch_card
 from sakuga.wan.weights import find_parts
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sakuga.errors import WeightsError
 from sakuga.storage import LocalFolder
 from sakuga.wan import mini
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 from sakuga.wan.loading import load_model, locate, stdout_to_log
 from sakuga.wan.weights import check_safetensors, file_sha256, find_parts, missing_shards
 

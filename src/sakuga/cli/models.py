@@ -31,7 +31,7 @@ class Source(str, Enum):
 @models_app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Show every model that Sakuga can load."""
-    from sakuga.wan.cards import cards
+    from sakuga.wan.catalogue import cards
 
     table = Table("name", "parameters", "tasks", "size", "frames", "title", box=None, pad_edge=False)
     for card in cards():
@@ -46,7 +46,7 @@ def show_model(
     as_json: AsJson = False,
 ) -> None:
     """Show one card: its files, rules and defaults."""
-    from sakuga.wan.cards import card
+    from sakuga.wan.catalogue import card
 
     found = card(name)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -66,7 +66,7 @@ def fetch_model(
     as_json: AsJson = False,
 ) -> None:
     """Download the files of a card with DiffSynth's own downloader. The 14B models have 60 GB and more."""
-    from sakuga.wan.cards import card
+    from sakuga.wan.catalogue import card
     from sakuga.wan.fetch import fetch_card
 
     found = card(name)

@@ -25,7 +25,8 @@ from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
 from sakuga.wan.attention import attention, resolve_attention
-from sakuga.wan.cards import ModelCard, card
+from sakuga.wan.cards import ModelCard
+from sakuga.wan.catalogue import card
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import LoraSwitch
 

@@ -14,7 +14,7 @@ from sakuga.engine.resolve import resolve
 from sakuga.engine.state import RenderInputs, StepEvent
 from sakuga.farm.worker import OnStep, RenderPlan
 from sakuga.recipe import RecipeRequest, RenderRecipe
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 
 
 class EngineRenderer:

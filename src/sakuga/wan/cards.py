@@ -6,7 +6,7 @@ The cards themselves stand in `wan/catalogue.py`.     Run: pytest tests/unit/tes
 
 from dataclasses import dataclass
 
-from sakuga.errors import GeometryError, ModelError, did_you_mean, shown
+from sakuga.errors import GeometryError
 
 TASKS = ("t2v", "i2v", "flf2v", "v2v", "control", "vace")
 """Text, image, first-and-last-frame, video, control-video and VACE conditioned rendering."""
@@ -99,23 +99,6 @@ class ModelCard:
 
     def parts(self, part: str) -> tuple[CardFile, ...]:
         return tuple(file for file in self.files if file.part == part)
-
-
-def cards() -> tuple[ModelCard, ...]:
-    """The whole catalogue, the embedded model first."""
-    from sakuga.wan.catalogue import CATALOGUE
-
-    return CATALOGUE
-
-
-def card(name: str) -> ModelCard:
-    """The card of that name (letter case does not matter); ModelError with a guess when there is none."""
-    by_lower = {known.name: known for known in cards()}
-    found = by_lower.get(name.lower())
-    if found is not None:
-        return found
-    hint = did_you_mean(name.lower(), by_lower) or "; `sakuga models list` shows them all"
-    raise ModelError(f"there is no model {shown(name)}{hint}")
 
 
 def _nearest(value: int, multiple: int, offset: int) -> int:

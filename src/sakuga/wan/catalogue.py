@@ -7,6 +7,7 @@ To add a card: one entry here; `tests/unit/test_cards.py` says what does not fit
 
 from dataclasses import replace
 
+from sakuga.errors import ModelError, did_you_mean, shown
 from sakuga.wan.cards import CardFile, ModelCard
 
 _DIT = "diffusion_pytorch_model*.safetensors"
@@ -258,3 +259,18 @@ CATALOGUE: tuple[ModelCard, ...] = (
     _TI2V_5B,
 )
 """Names are lower case; `card()` accepts any case."""
+
+
+def cards() -> tuple[ModelCard, ...]:
+    """The whole catalogue, the embedded model first."""
+    return CATALOGUE
+
+
+def card(name: str) -> ModelCard:
+    """The card of that name (letter case does not matter); ModelError with a guess when there is none."""
+    by_lower = {known.name: known for known in cards()}
+    found = by_lower.get(name.lower())
+    if found is not None:
+        return found
+    hint = did_you_mean(name.lower(), by_lower) or "; `sakuga models list` shows them all"
+    raise ModelError(f"there is no model {shown(name)}{hint}")

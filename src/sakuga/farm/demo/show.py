@@ -13,7 +13,7 @@ from sakuga.farm.manifest import read_manifest
 from sakuga.farm.results import RESULTS_NAME, THUMBNAIL_SUFFIX, BulkSummary, RowResult
 from sakuga.media import contact_sheet, read_video, save_image, write_bytes_atomic
 from sakuga.recipe import RecipeRequest
-from sakuga.wan.cards import card
+from sakuga.wan.catalogue import card
 
 SHEET_NAME = "contact_sheet.png"
 PAGE_NAME = "index.html"

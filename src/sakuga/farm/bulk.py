@@ -22,8 +22,16 @@ from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMEN
 from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.manifest import read_manifest
-from sakuga.farm.planning import RunPlan, begin_progress, plan_rows
-from sakuga.farm.results import SUMMARY_NAME, BulkSummary, RowResult, append_result, summarise, write_results
+from sakuga.farm.planning import RunPlan, begin_progress, finished_row, plan_rows
+from sakuga.farm.results import (
+    SUMMARY_NAME,
+    BulkSummary,
+    RowResult,
+    append_result,
+    finished_receipt,
+    summarise,
+    write_results,
+)
 from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, RenderPlan, RenderWorker, result_of
 from sakuga.media import check_output_dir, write_json_atomic
 
@@ -82,6 +90,9 @@ def run_bulk(
                 _render_all(todo, plan, num_workers, address, results)
         except KeyboardInterrupt:
             interrupted = True
+            for task in todo.tasks:  # a video may be finished whose result was still on its way
+                if resume and task.row not in results and (receipt := finished_receipt(out, task.name, task.key)):
+                    results[task.row] = finished_row(task, "done", receipt)
         summary = summarise(
             list(results.values()),
             num_rows=todo.num_rows,
@@ -120,6 +131,7 @@ def _render_all(
 
 def _outcomes(todo: RunPlan, plan: RenderPlan, num_workers: int) -> Generator[RowResult]:
     """Results in the order in which they are done."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution, amid our bars
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -136,8 +148,9 @@ def _outcomes(todo: RunPlan, plan: RenderPlan, num_workers: int) -> Generator[Ro
             num_gpus=num_gpus,
         )
     )
-    for columns in rows.iter_rows():
-        yield result_of(columns)
+    # No prefetch: it would hold back each result until the next video is done.
+    for columns in rows.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
+        yield result_of({str(name): values[0] for name, values in columns.items()})
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Run: pytest tests/unit/test_worker.py
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,23 +43,27 @@ def plan_rows(manifest: Manifest, plan: RenderPlan, *, resume: bool = True) -> R
         except SakugaError as error:
             settled.append(failed_row(row=row.id, line=row.number, code=error.code, message=error.message))
             continue
-        receipt = finished_receipt(out, row.id, key) if resume else None
+        task = RowTask(row=row.id, line=row.number, name=row.id, key=key, request=row.request)
+        receipt = finished_receipt(out, task.name, key) if resume else None
         if receipt is None:
-            tasks.append(RowTask(row=row.id, line=row.number, name=row.id, key=key, request=row.request))
+            tasks.append(task)
         else:
-            settled.append(
-                RowResult(
-                    row=row.id,
-                    line=row.number,
-                    name=row.id,
-                    status="skipped",
-                    key=key,
-                    video=f"{row.id}{VIDEO_SUFFIX}",
-                    receipt=f"{row.id}{RECEIPT_SUFFIX}",
-                    seconds=receipt["seconds"],
-                )
-            )
+            settled.append(finished_row(task, "skipped", receipt))
     return RunPlan(tasks=tuple(tasks), settled=tuple(settled))
+
+
+def finished_row(task: RowTask, status: str, receipt: Mapping[str, dict[str, float]]) -> RowResult:
+    """The result of a task whose files and receipt are there."""
+    return RowResult(
+        row=task.row,
+        line=task.line,
+        name=task.name,
+        status=status,
+        key=task.key,
+        video=f"{task.name}{VIDEO_SUFFIX}",
+        receipt=f"{task.name}{RECEIPT_SUFFIX}",
+        seconds=receipt["seconds"],
+    )
 
 
 def failed_row(*, row: str, line: int, code: str, message: str) -> RowResult:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 STOP_LIMIT_S = 20.0  # ray gives a stopped job RAY_JOB_STOP_WAIT_TIME_S, 10 in our heads, then kills it
+# They tell on stderr what they upload, amid our bars.
+CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 JOB_LOG_NAME = "job.log"
 
 
@@ -48,7 +50,8 @@ def run_submitted(dashboard_url: str, manifest: Path, out: Path, options: Sequen
         SakugaError: what the job itself raised, by its code; ClusterError when it gave no answer.
         KeyboardInterrupt: Ctrl-C here; the job was stopped, and the message says how to go on.
     """
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it tells on stderr what it uploads, amid our bars
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     arguments = [str(manifest.resolve()), "--out", str(out.resolve()), *options]
     try:
         client = JobSubmissionClient(dashboard_url)

@@ -188,6 +188,16 @@ def test_interrupted_bulk_says_how_to_go_on(bulk, tmp_path, capsys):
     assert last_json(captured.out)["error"]["code"] == "E_INTERRUPTED"
 
 
+def test_bulk_into_a_file_says_so_and_leaves_it(tmp_path, capsys):
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a dance"}\n')
+    (tmp_path / "file").write_text("mine")
+    assert cli.run(["bulk", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "file"), "--json"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error E_OUTPUT: ")
+    assert last_json(captured.out)["error"]["code"] == "E_OUTPUT"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.fixture
 def videos(tmp_path, seed):
     """A folder of references and one of renders: `a` in both, one more in each."""

@@ -37,6 +37,24 @@ def test_tail_waits_for_the_end_of_a_line(tmp_path):
     assert tail.read_new() == []
 
 
+@pytest.mark.parametrize("broken", [b'{"t": 1.0, "ro{"t": 2.0}', b'{"t": 1}', b"[1]", b"3", b"", b"\xff\xfe"])
+def test_a_broken_line_is_logged_and_costs_no_other(tmp_path, caplog, broken):
+    path = tmp_path / "progress.jsonl"
+    append_event(path, event("encode"))
+    with path.open("ab") as file:
+        file.write(broken + b"\n")
+    append_event(path, event("failed", error={"code": "E_IMAGE", "message": "one\u2028line"}))
+    assert [e.stage for e in ProgressTail(path).read_new()] == ["encode", "failed"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_file_that_cannot_be_read_has_nothing_new(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "progress.jsonl", tmp_path / "folder"):
+        assert ProgressTail(path, only_new_file=True).read_new() == []
+
+
 def test_tail_follows_a_new_run_and_can_leave_the_old_one_out(tmp_path):
     path = tmp_path / "progress.jsonl"
     append_event(path, event("done"))

@@ -6,11 +6,18 @@ file, and whoever wants bars follows the file. Knows neither Ray nor terminals (
 Run: pytest tests/unit/test_progress.py
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sakuga.errors import shown
+
+log = logging.getLogger(__name__)
 
 PROGRESS_NAME = "progress.jsonl"
 STAGES = ("queued", "encode", "denoise", "decode", "done", "skipped", "failed")
@@ -44,13 +51,16 @@ class ProgressEvent:
 _FIELDS = frozenset(f.name for f in dataclasses.fields(ProgressEvent))
 
 
-def parse_event(line: str) -> ProgressEvent:
+def parse_event(line: str | bytes) -> ProgressEvent:
     """The event of one line; fields of later versions are left out.
 
     Raises:
         ValueError, TypeError: the line is no event.
     """
-    return ProgressEvent(**{name: value for name, value in json.loads(line).items() if name in _FIELDS})
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"not an object: {shown(values)}")
+    return ProgressEvent(**{name: value for name, value in values.items() if name in _FIELDS})
 
 
 def append_event(path: Path, event: ProgressEvent) -> None:
@@ -70,10 +80,17 @@ class ProgressTail:
         self._path = path
         self._offset = 0
         self._inode = -1
-        self._old_inode = path.stat().st_ino if only_new_file and path.exists() else -1
+        self._old_inode = -1
+        if only_new_file:
+            with contextlib.suppress(OSError):  # no file yet
+                self._old_inode = path.stat().st_ino
 
     def read_new(self) -> list[ProgressEvent]:
-        """New events in file order; none while the file does not exist. A file begun anew is read from its start."""
+        """New events in file order. A file begun anew is read from its start.
+
+        Progress is for the eyes: a file that cannot be read has nothing new, and a line that is no event (two machines
+        on one network folder may mix theirs) is logged and left out. What is wrong with a folder, the run itself says.
+        """
         try:
             with self._path.open("rb") as file:
                 stat = os.fstat(file.fileno())
@@ -83,11 +100,18 @@ class ProgressTail:
                     self._inode, self._offset = stat.st_ino, 0
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [parse_event(line) for line in complete.decode().splitlines()]
+        return list(self._events(complete))
+
+    def _events(self, complete: bytes) -> Iterator[ProgressEvent]:
+        for line in complete.split(b"\n")[:-1]:  # str.splitlines would also cut at U+2028 inside a message
+            try:
+                yield parse_event(line)
+            except (ValueError, TypeError) as error:
+                log.warning("no event in %s: %s (%s)", self._path, shown(line), error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

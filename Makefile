@@ -7,7 +7,7 @@ PRESET ?= cpu
 SHELL := bash
 .SHELLFLAGS := -o pipefail -ec
 
-.PHONY: help setup demo test check test-gpu serve bench proof mini-refresh clean
+.PHONY: help setup demo test check test-gpu serve bench proof mini-refresh picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,10 +47,15 @@ bench: $(STAMP)  ## measure, and write benchmarks/results/
 proof: $(STAMP)  ## slow proofs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-mini-refresh: $(STAMP)  ## after new base weights: LoRA, result files, contact sheets (PRESET=cpu|gpu)
+mini-refresh: $(STAMP)  ## after new base weights: LoRA, card, result files, contact sheets, README picture (PRESET=cpu|gpu)
 	$(BIN)/python -m sakuga.training.mini cache --world fairy --preset $(PRESET)
 	$(BIN)/python -m sakuga.training.mini fairy --preset $(PRESET)
-	$(MAKE) bench
+	$(BIN)/python -m sakuga.training.mini card
+	$(MAKE) bench picture
+
+picture: $(STAMP)  ## the moving picture of the README, from a fresh demo
+	$(BIN)/sakuga demo --out out/picture
+	$(BIN)/python docs/make_picture.py out/picture docs/first_light.webp
 
 clean:  ## caches and build outputs, not .venv, not out/
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info

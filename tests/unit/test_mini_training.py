@@ -1,5 +1,7 @@
 """Wan-mini's training: exact short texts, resumable runs, and a loss that a model can lower."""
 
+import argparse
+import hashlib
 import json
 from dataclasses import replace
 
@@ -9,9 +11,12 @@ import torch
 from diffsynth.pipelines.wan_video import model_fn_wan_video
 from safetensors.torch import load_file
 
+from sakuga.synth.dataset import is_test_seed
 from sakuga.training.mini import dit as dit_stage
 from sakuga.training.mini import flow
-from sakuga.training.mini.latents import Clip, cache_clips, draw_clip, geometry_of, load_clips
+from sakuga.training.mini.__main__ import run_folder
+from sakuga.training.mini.card import STAGES, draw_curves, write_card
+from sakuga.training.mini.latents import Clip, cache_clips, draw_clip, geometry_of, load_clips, training_seeds
 from sakuga.training.mini.optim import Ema, MuonAdamW, orthogonalised
 from sakuga.training.mini.pictures import load_photos, photo_crop
 from sakuga.training.mini.run import Run
@@ -102,6 +107,44 @@ def test_clips_are_cached_once_and_hold_the_sample(tmp_path):
     assert abs(covered - sample.figure_mask_THW[1:].mean()) < 0.02
 
 
+def test_training_keeps_out_of_the_test_split():
+    seeds = training_seeds(40)
+    assert len(seeds) == 40
+    assert not any(is_test_seed(seed) for seed in seeds)
+
+
+def test_new_weights_get_new_run_folders(tmp_path):
+    """Else a finished LoRA of the old base would be taken for the new base's."""
+    args = argparse.Namespace(weights=random_weights(tmp_path, config=SMALL), runs=tmp_path / "runs")
+    before = {stage: run_folder(args, stage) for stage in ("vae", "clips-live", "base", "fairy")}
+    random_weights(tmp_path / "other", seed=1, config=SMALL)
+    (tmp_path / "other" / "dit.safetensors").replace(tmp_path / "dit.safetensors")
+    after = {stage: run_folder(args, stage) for stage in before}
+    assert [stage for stage in before if before[stage] != after[stage]] == ["fairy"]
+    (tmp_path / "other" / "vae.safetensors").replace(tmp_path / "vae.safetensors")
+    last = {stage: run_folder(args, stage) for stage in before}
+    assert [stage for stage in before if after[stage] != last[stage]] == ["clips-live", "base", "fairy"]
+
+
+def test_the_card_tells_what_was_trained_and_what_is_missing(tmp_path):
+    weights = random_weights(tmp_path / "weights", config=SMALL)
+    folders = {stage: tmp_path / stage for stage in STAGES}
+    folders["vae"].mkdir()
+    lines = [{"step": step, "seconds": step / 2, "loss": 1 / step} for step in (20, 40, 60)]
+    (folders["vae"] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folders["vae"] / "run.json").write_text(json.dumps({"device": "an abacus", "settings": {"lr": 1}}))
+    card = write_card(weights, folders)
+    assert card["training"]["vae"] | {"settings": None} == {
+        "device": "an abacus", "settings": None, "steps": 60, "seconds": 30, "last_loss": round(1 / 60, 5),
+    }  # fmt: skip
+    assert "missing" in card["training"]["fairy"]
+    digest = hashlib.sha256((weights / "dit.safetensors").read_bytes()).hexdigest()
+    assert json.loads((weights / "card.json").read_text())["sha256"]["dit.safetensors"] == digest
+    assert "tokenizer/tokenizer.json" in card["sha256"]
+    draw_curves(folders, tmp_path / "curves.svg")
+    assert "vae: loss, 60 steps" in (tmp_path / "curves.svg").read_text()
+
+
 def test_caching_without_clips_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="cache"):
         load_clips(tmp_path)
@@ -125,6 +168,10 @@ def test_base_and_lora_lower_their_loss(tmp_path, small, monkeypatch):
     assert after < 0.85 * before
     assert not any("lora" in name for name, _ in trainer.named_parameters())
     frozen = load_file(weights / "dit.safetensors")["blocks.0.self_attn.q.weight"].float()
+    warm = dit_stage.train_dit(
+        tmp_path / "warm", tmp_path, weights, replace(preset, num_steps=0), lora=False, warm_start=True
+    )
+    assert torch.equal(warm.dit.blocks[0].self_attn.q.weight, frozen), "a warm start begins with the weights"
     lora = dit_stage.train_dit(tmp_path / "fairy", tmp_path, weights, replace(preset, lora_rank=4), lora=True)
     before, after = losses(tmp_path / "fairy")
     assert after < before
@@ -153,7 +200,7 @@ def test_vae_step_reaches_encoder_and_decoder():
 def test_vae_batches_mix_dancers_and_photographs():
     preset = VaePreset(phases=(Phase(2, 4, 5), Phase(3, 2, 9)), crop=64, lr=1e-3, pool_clips=2, photo_share=0.5)
     assert (preset.num_steps, preset.phase_at(1).num_frames, preset.phase_at(2).num_frames) == (5, 5, 9)
-    pool = ClipPool(preset)
+    pool = ClipPool(preset, load_photos())
     pool.refresh(3)
     assert len(pool.clips) == 2
     batch = pool.batch(np.random.default_rng(0), preset.phases[0])

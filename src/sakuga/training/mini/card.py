@@ -4,65 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from sakuga.training.mini.dit import BASE_PRESETS, FAIRY_PRESETS
-from sakuga.training.mini.vae import VAE_PRESETS
-
-_PRESETS = {"vae": VAE_PRESETS, "base": BASE_PRESETS, "fairy": FAIRY_PRESETS}
+STAGES = ("vae", "base", "fairy")
 
 
-def write_card(weights: Path, runs: Path, preset: str) -> dict:
-    """Write `card.json` into the model folder and the loss curves into `curves/`; returns the card."""
-    names = sorted(path for path in weights.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".json"))
+def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:
+    """Write `card.json` into the model folder; `run_folders` says where each of `STAGES` was trained."""
     hashed = {
         path.relative_to(weights).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in names
-        if path.name != "card.json"
+        for path in sorted(weights.rglob("*"))
+        if path.suffix in (".safetensors", ".json") and path.name != "card.json"
     }
     card = {
         "name": "wan-mini",
         "licence": "Apache-2.0",
-        "preset": preset,
-        "stage": "a start, trained on two CPU cores" if preset == "cpu" else "trained on one GPU",
         "data": "procedural dancers of sakuga.synth, seeds below 2^26; photographs of scikit-image but the astronaut",
-        "training": {stage: _stage_facts(runs / stage, preset, stage) for stage in _PRESETS},
+        "quality": "docs/wan-mini.md, from benchmarks/results/mini_quality.json",
+        "training": {stage: _stage_facts(run_folders[stage]) for stage in STAGES},
         "sha256": hashed,
     }
     (weights / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
-def _stage_facts(run: Path, preset: str, stage: str) -> dict:
-    """Steps, seconds, device and losses of a run; a run that was never made is said to be missing."""
-    log = run / "log.jsonl"
-    if not log.exists():
+def _stage_facts(run: Path) -> dict:
+    """Device, settings, steps, seconds, mean loss of the last twentieth; a run without a log is said to be missing."""
+    if not (run / "log.jsonl").exists():
         return {"missing": f"no log in {run.name}"}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = _log(run)
     tail = lines[-max(1, len(lines) // 20) :]
-    return {
+    figures = {
         "steps": lines[-1]["step"],
         "seconds": lines[-1]["seconds"],
-        "device": torch.cuda.get_device_name() if preset == "gpu" and torch.cuda.is_available() else _processor(),
         "last_loss": round(sum(line["loss"] for line in tail) / len(tail), 5),
-        "preset": asdict(_PRESETS[stage][preset]),
     }
+    return figures | json.loads((run / "run.json").read_text())
 
 
-def _processor() -> str:
-    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
+def _log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def draw_curves(runs: Path, path: Path) -> None:
+def draw_curves(run_folders: dict[str, Path], path: Path) -> None:
     """Loss against steps of every stage, one SVG: thin for each logged step, thick for the mean of ten."""
     width, height, gap = 320, 200, 20
     panels = []
-    for index, stage in enumerate(_PRESETS):
-        lines = [json.loads(line) for line in (runs / stage / "log.jsonl").read_text().splitlines()]
+    drawn = [stage for stage in STAGES if (run_folders[stage] / "log.jsonl").exists()]
+    for index, stage in enumerate(drawn):
+        lines = _log(run_folders[stage])
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
         mean = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
         top = sorted(losses)[int(0.98 * (len(losses) - 1))]
@@ -81,7 +71,7 @@ def draw_curves(runs: Path, path: Path) -> None:
             f'<polyline points="{points(losses)}" fill="none" stroke="#d9a7d8"/>'
             f'<polyline points="{points(mean)}" fill="none" stroke="#8a3fa0" stroke-width="2"/>'
         )
-    total = len(_PRESETS) * (width + gap)
+    total = len(drawn) * (width + gap)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {height}" font-family="sans-serif" '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from sakuga.training.mini import flow
 from sakuga.training.mini.latents import Clip, load_clips
 from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.run import Run, pick_device, step_generator
+from sakuga.training.mini.run import device_name as run_device
 from sakuga.wan.mini.models import MiniConfig, MiniVideoVAE
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,19 @@ def load_part(module: torch.nn.Module, path: Path) -> None:
 
 
 def train_dit(
-    run_folder: Path, clips_folder: Path, weights: Path, preset: DitPreset, *, lora: bool, device_name: str = "auto"
+    run_folder: Path,
+    clips_folder: Path,
+    weights: Path,
+    preset: DitPreset,
+    *,
+    lora: bool,
+    warm_start: bool = False,
+    device_name: str = "auto",
 ) -> DitTrainer:
-    """Train the base (`lora=False`) or a LoRA on the weights in `weights`; returns averaged weights."""
+    """Train the base (`lora=False`) or a LoRA on the weights in `weights`; returns averaged weights.
+
+    `warm_start` begins a new run of the base from `weights`, where the checkpoint of the last run is lost.
+    """
     device = pick_device(device_name)
     torch.manual_seed(preset.seed)
     config = MiniConfig()
@@ -107,11 +118,12 @@ def train_dit(
     buckets = Buckets(load_clips(clips_folder), preset.tokens_per_batch)
     _encode_grey(vae, buckets.shapes, device)
     trainer = DitTrainer(config.build_dit(), config.build_text_encoder())
-    if lora:
+    if lora or warm_start:
         load_part(trainer.dit, weights / "dit.safetensors")
         load_part(trainer.text_encoder, weights / "text_encoder.safetensors")
+    if lora:
         _add_lora(trainer, preset.lora_rank)
-    else:
+    elif not warm_start:
         # A head that starts at zero predicts no velocity instead of a random one, as in Wan's own initialisation.
         torch.nn.init.zeros_(trainer.dit.head.head.weight)
         torch.nn.init.zeros_(trainer.dit.head.head.bias)
@@ -120,7 +132,7 @@ def train_dit(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(weights / "tokenizer")
     optimizer = MuonAdamW(trainer.named_parameters(), lr=preset.lr, num_steps=preset.num_steps)
     run = Run(run_folder, trainer, optimizer, Ema(trainer, preset.ema_decay), preset.num_steps)
-    run.resume()
+    run.resume({"device": run_device(device), "settings": asdict(preset)})
     with flow.training_attention():
         while run.step < preset.num_steps:
             rng = step_generator(preset.seed, run.step)

@@ -8,8 +8,10 @@ Shapes: C = 16 latent channels, T' latent frames, h and w latent pixels (an eigh
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sakuga.synth import Sample, World, make_sample
+from sakuga.synth.dataset import is_test_seed
 from sakuga.training.mini.pictures import load_photos, photo_crop
 from sakuga.wan.conditioning import known_frames
 from sakuga.wan.mini.models import MiniVideoVAE
@@ -66,10 +69,22 @@ def _encode(vae: MiniVideoVAE, videos: list[torch.Tensor], device: torch.device)
         return vae.model.encode(torch.stack(videos).to(device), vae.scale).to("cpu", torch.float16)
 
 
-def cache_clips(folder: Path, vae: MiniVideoVAE, seeds: range, world: World, device: torch.device) -> None:
+def training_seeds(count: int) -> list[int]:
+    """The first `count` seeds that `sakuga synth` does not put into its test split."""
+    return list(itertools.islice((seed for seed in itertools.count() if not is_test_seed(seed)), count))
+
+
+def cache_clips(
+    folder: Path,
+    vae: MiniVideoVAE,
+    seeds: Sequence[int],
+    world: World,
+    device: torch.device,
+    photo_folder: Path | None = None,
+) -> None:
     """Encode what is missing of `seeds` into `folder`; can be stopped and run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    photos = load_photos() if world == "fairy" else []
+    photos = load_photos(photo_folder) if world == "fairy" else []
     for seed in seeds:
         path = folder / f"{seed}.safetensors"
         if path.exists():

@@ -29,11 +29,12 @@ def load_photos(folder: Path | None = None) -> list[np.ndarray]:
         paths = [folder / name for name in _PHOTOS]
     else:
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    photos = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]
-    found = [np.ascontiguousarray(p[..., ::-1]) for p in photos if p is not None]
-    if not found:
-        raise FileNotFoundError(f"no photographs in {folder}: name a folder with --photos")
-    return found
+    photos = {path: cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths}
+    unread = [path.name for path, photo in photos.items() if photo is None]
+    if unread or not photos:
+        what = f"cannot read {', '.join(unread)}" if unread else "there are none"
+        raise FileNotFoundError(f"photographs in {folder}: {what}; name another folder with --photos")
+    return [np.ascontiguousarray(photo[..., ::-1]) for photo in photos.values() if photo is not None]
 
 
 def photo_crop(photos: list[np.ndarray], rng: np.random.Generator, width: int, height: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """One training run: its folder, its checkpoint, its log, and the device it uses.
 
-A run folder holds `checkpoint.pt` (complete or absent: written aside, then renamed) and `log.jsonl` (one line a step
-that was logged; what a resumed run repeats is cut off).
+A run folder holds `run.json` (device and settings), `checkpoint.pt` (complete or absent: written aside, then renamed)
+and `log.jsonl` (one line a step that was logged; what a resumed run repeats is cut off).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,24 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def fingerprint(*paths: Path) -> str:
+    """Eight hex digits of the files that a run or a cache rests on; they stand in its folder's name.
+
+    New weights below so give new folders above: nothing made for the old ones can be taken for finished.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:8]
+
+
+def device_name(device: torch.device) -> str:
+    """What a run says that it ran on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
 @dataclass
 class Run:
     """Step counter, checkpoints and log of a stage."""
@@ -46,9 +65,11 @@ class Run:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def resume(self) -> None:
-        """Load the last checkpoint if there is one."""
+    def resume(self, facts: dict[str, object] | None = None) -> None:
+        """Load the last checkpoint if there is one; `facts` (device, settings) are kept as `run.json` for the card."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if facts is not None:
+            (self.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.module.load_state_dict(saved["module"])

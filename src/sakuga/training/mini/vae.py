@@ -8,7 +8,7 @@ Shapes: B batch, C channels, T frames, H height, W width; pixels in -1..1.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from sakuga.synth import make_sample
 from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.pictures import load_photos, panning_clip
 from sakuga.training.mini.run import Run, pick_device
+from sakuga.training.mini.run import device_name as run_device
 from sakuga.wan.mini.models import MiniConfig, MiniVideoVAE
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,8 @@ VAE_PRESETS = {
 class ClipPool:
     """Clips of dancers that are drawn once and cropped many times."""
 
-    def __init__(self, preset: VaePreset) -> None:
-        self.preset = preset
-        self.photos = load_photos()
+    def __init__(self, preset: VaePreset, photos: list[np.ndarray]) -> None:
+        self.preset, self.photos = preset, photos
         self.next_seed = 0
         self.clips: list[np.ndarray] = []
 
@@ -129,15 +129,15 @@ class VaeTrainer(torch.nn.Module):
         return loss, {"loss": loss.item(), "mse": squared.item(), "kl": kl.item()}
 
 
-def train_vae(folder: Path, preset: VaePreset, device_name: str = "auto") -> MiniVideoVAE:
+def train_vae(folder: Path, preset: VaePreset, device_name: str = "auto", photos: Path | None = None) -> MiniVideoVAE:
     """Train (or go on training) and return the VAE with averaged weights and measured latent statistics."""
     device = pick_device(device_name)
     torch.manual_seed(preset.seed)
     trainer = VaeTrainer(MiniConfig().build_vae(), preset.kl_weight).to(device)
     optimizer = MuonAdamW(trainer.named_parameters(), lr=preset.lr, num_steps=preset.num_steps)
     run = Run(folder, trainer, optimizer, Ema(trainer, preset.ema_decay), preset.num_steps)
-    run.resume()
-    pool = ClipPool(preset)
+    run.resume({"device": run_device(device), "settings": asdict(preset)})
+    pool = ClipPool(preset, load_photos(photos))
     pool.next_seed = run.step
     pool.refresh(preset.pool_clips)
     while run.step < preset.num_steps:

@@ -56,10 +56,3 @@ def test_of_many_videos_only_those_in_work_have_bars(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(None, "-:--"), (0, "0:00"), (59.6, "1:00"), (3661, "61:01")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
-
-
-def test_off_draws_nothing(tmp_path):
-    text = io.StringIO()
-    with bulk_bars(tmp_path, enabled=False, console=Console(file=text)):
-        append_event(tmp_path / "progress.jsonl", ProgressEvent(t=0.0, row="a", name="a", stage="done"))
-    assert text.getvalue() == ""

@@ -198,6 +198,29 @@ def test_bulk_into_a_file_says_so_and_leaves_it(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["bulk", "demo"])
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_progress_goes_to_stderr_with_and_without_json(command, words, monkeypatch, tmp_path, capsys):
+    """A program that reads stdout must not cost the person beside it the progress."""
+    from sakuga.farm.demo.run import Demo
+    from sakuga.farm.progress import ProgressEvent, append_event
+
+    def render(*args, **kwargs):
+        append_event(tmp_path / "progress.jsonl", ProgressEvent(t=0.0, row="a", name="row-a", stage="done"))
+        demo = Demo(summary=_summary(), out=tmp_path, contact_sheet=None, page=tmp_path, seconds={"total": 1.0})
+        return demo if command == "demo" else demo.summary
+
+    monkeypatch.setattr("sakuga.farm.bulk.run_bulk", render)
+    monkeypatch.setattr("sakuga.farm.demo.run.run_demo", render)
+    manifest = ["m.jsonl"] if command == "bulk" else []
+    assert cli.run([command, *manifest, "--out", str(tmp_path), *words]) == 0
+    captured = capsys.readouterr()
+    assert "row-a done" in captured.err
+    assert "row-a done" not in captured.out
+    if words:
+        assert last_json(captured.out)["done"] == 3
+
+
 @pytest.fixture
 def videos(tmp_path, seed):
     """A folder of references and one of renders: `a` in both, one more in each."""

@@ -25,11 +25,8 @@ STYLES = {"done": "green", "skipped": "dim", "failed": "red", "queued": "dim"}
 
 
 @contextlib.contextmanager
-def bulk_bars(out: Path, enabled: bool = True, console: Console = stderr_console) -> Iterator[None]:
+def bulk_bars(out: Path, console: Console = stderr_console) -> Iterator[None]:
     """Draw the progress of the run that begins in `out` within the block."""
-    if not enabled:
-        yield
-        return
     view = _Lines(console) if not console.is_terminal else _Bars(console)
     follower = _Follower(ProgressTail(out / PROGRESS_NAME, only_new_file=True), view)
     ended = threading.Event()

@@ -34,7 +34,7 @@ def demo(
     from sakuga.farm.demo.run import run_demo
 
     job_options = ("--steps", str(steps)) if steps is not None else ()
-    with bulk_bars(out, enabled=not as_json):
+    with bulk_bars(out):
         result = run_demo(out, num_workers=num_workers, num_threads=num_threads, weights=weights, options=job_options)
     payload = result.summary.as_dict() | {
         "contact_sheet": str(result.contact_sheet),

@@ -241,12 +241,37 @@ def test_a_half_written_last_line(tmp_path):
         (b"c", "1 cells, the header 2"),
         (b"c,d,e", "3 cells, the header 2"),
         (b'c,"d"e', "quotes"),
+        (b'c,"half\nd,z\ne,q",5', "3 cells over 3 lines"),
     ],
 )
 def test_a_broken_csv_row(tmp_path, last, part):
     manifest = read(tmp_path, "m.csv", b"id,prompt\na,x\nb,y\n" + last)
     assert [row.id for row in manifest.rows] == ["a", "b"]
     assert part in the_error(manifest, 3)[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (b'b,"half\nc,z\nd,w\n', 3),
+        (b'b,"half\nc,z\nd,"whole"\n', 3),
+        (b'b,"half\nc,z\nd,"half\n', 3),
+        (b'b,"two\nlines"\nc,"he said ""no""\nd,w\n', 5),
+        (b'"b","half\r\n"c","z"\r\n', 3),
+        (b'b,"' + b"y" * 140_000 + b"\nc,z\n", 3),
+        (b'b,"half\n' + b"c,z\n" * 40_000, 3),
+    ],
+)
+def test_a_quote_that_stays_open_swallows_no_row(tmp_path, rows, line):
+    with pytest.raises(ManifestError, match=f"line {line} "):
+        read(tmp_path, "m.csv", b"id,prompt\na,x\n" + rows)
+
+
+@pytest.mark.parametrize("quote", [b"", b'"'])
+def test_a_csv_cell_over_the_limit_costs_its_own_row(tmp_path, quote):
+    manifest = read(tmp_path, "m.csv", b"id,prompt\na,x\nb," + quote + b"y" * 140_000 + quote + b"\nc,z\n")
+    assert [row.id for row in manifest.rows] == ["a", "c"]
+    assert "131,072 characters" in the_error(manifest, 2)[1]
 
 
 @pytest.mark.parametrize(

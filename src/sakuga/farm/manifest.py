@@ -206,40 +206,78 @@ def _csv_rows(path: Path) -> Iterator[RawRow]:
     first_line = text.lstrip("\r\n").partition("\n")[0]
     # Excel writes `;` in many countries and tabs into its UTF-16 files; field names hold none of the three.
     delimiter = max(",;\t", key=first_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records = _records(reader)
+    lines = list(io.StringIO(text, newline=""))
+    records = _records(path, lines, delimiter)
     header = next(records, [])
-    if isinstance(header, csv.Error):
-        raise ManifestError(f"{shown(path)} has a header that cannot be read ({header}); name the columns in line 1")
+    if isinstance(header, InputError):
+        raise ManifestError(f"{shown(path)} has a header that cannot be read: {header}; name the columns in line 1")
     names = [name.strip() for name in header]
     while names and not names[-1]:  # a spreadsheet's empty columns at the right
         names.pop()
     _check_columns(path, names)
     for number, record in enumerate(records, start=1):
-        if isinstance(record, csv.Error):
-            yield (
-                number,
-                ManifestError(f"the quotes of the row do not match ({record}); mend them"),
-            )
+        if isinstance(record, InputError):
+            yield number, record
         elif any(cell.strip() for cell in record):
             yield number, _csv_row(names, record)
 
 
-def _records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
-    """The records of a csv reader with its errors as values: after an error it goes on with the next line."""
+def _records(path: Path, lines: list[str], delimiter: str) -> Iterator[list[str] | InputError]:
+    """The records of CSV lines; a line that cannot be read is an error in its place, and the next one follows.
+
+    Raises ManifestError when a record that cannot be read goes on over several lines: which of them are rows that an
+    open quote has swallowed, nobody can tell.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
+        first = reader.line_num
         try:
             yield next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield error
+            read = lines[first : reader.line_num]
+            opened = _open_quote(read)
+            line = first + 1 + (opened or 0)
+            if "field limit" in str(error):
+                size = f"more than {csv.field_size_limit():,} characters"
+                # The reader stops in the middle of the line: with a quote open, the next line may still be this cell.
+                if len(read) > 1 or opened is not None:
+                    raise ManifestError(
+                        f"{shown(path)} has a cell of {size} from line {line} on; shorten it or close its quote"
+                    ) from error
+                yield ManifestError(f"a cell has {size}; shorten it")
+            elif len(read) > 1:
+                raise ManifestError(
+                    f"{shown(path)} has a quote in line {line} that is not closed where its cell ends, so the rows "
+                    f"after it cannot be told apart; close it"
+                ) from error
+            else:
+                yield ManifestError(f"the quotes of the row do not match ({error}); mend them")
+
+
+def _open_quote(lines: list[str]) -> int | None:
+    """Index of the line whose quote is still open after the last one; None when every quote is closed.
+
+    >>> _open_quote(['a,"x"', 'b,"y', 'c,"z"'])
+    1
+    """
+    opened = None
+    for index, line in enumerate(lines):
+        if line.count('"') % 2:  # an escaped quote is two of them
+            opened = index if opened is None else None
+    return opened
 
 
 def _csv_row(names: list[str], record: list[str]) -> Mapping[str, object] | InputError:
     if len(record) < len(names) or any(cell.strip() for cell in record[len(names) :]):
+        num_lines = 1 + sum(cell.count("\n") for cell in record)
+        over = (
+            f" over {num_lines} lines" if num_lines > 1 else ""
+        )  # rows of their own that an open quote has swallowed?
         return ManifestError(
-            f"the row has {len(record)} cells, the header {len(names)}; it is cut off, or a comma stands outside quotes"
+            f"the row has {len(record)} cells{over}, the header {len(names)}; it is cut off, or a comma stands outside "
+            f"quotes"
         )
     if any(UNDECODED.search(cell) for cell in record):
         return ManifestError("the row is not UTF-8; save the file as UTF-8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffsynth.core import UnifiedDataset
 
-from sakuga.errors import InputError, OutputError
+from sakuga.errors import GeometryError, InputError, OutputError
 from sakuga.synth import make_sample
 from sakuga.synth.dataset import is_test_seed, write_dataset
 
@@ -53,8 +53,37 @@ def test_a_second_run_draws_nothing_and_a_lost_file_is_drawn_again(dataset):
     before = (folder / "train" / "metadata.csv").read_bytes()
     assert write_dataset(folder, num_groups=2, first_seed=8, num_frames=9).num_drawn == 0
     (folder / "test" / "000009_live" / "control.mp4").unlink()
-    assert write_dataset(folder, num_groups=2, first_seed=8, num_frames=9).num_drawn == 1
+    (folder / "test" / "000009_fairy" / "prompt.txt").unlink()
+    assert write_dataset(folder, num_groups=2, first_seed=8, num_frames=9).num_drawn == 2
     assert (folder / "train" / "metadata.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("other", [{"width": 64}, {"height": 64}, {"num_frames": 5}, {"fps": 30}])
+def test_samples_of_other_settings_are_not_kept_silently(dataset, other):
+    folder = dataset[0]
+    [(name, value)] = other.items()
+    with pytest.raises(InputError, match=f"{name} .*, not {value}; take another folder"):
+        write_dataset(folder, num_groups=2, first_seed=8, **{"num_frames": 9, **other})
+
+
+def test_a_folder_whose_settings_are_unknown_is_refused(tmp_path):
+    (tmp_path / "settings.json").write_text('{"width": 1')
+    with pytest.raises(InputError, match="damaged"):
+        write_dataset(tmp_path, num_groups=1)
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "train" / "000000_live").mkdir(parents=True)
+    (tmp_path / "train" / "000000_live" / "video.mp4").write_bytes(b"of another version")
+    with pytest.raises(InputError, match=r"no settings\.json"):
+        write_dataset(tmp_path, num_groups=1)
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": 30}, {"height": 33}, {"width": 0}, {"num_frames": 0}, {"fps": 0}, {"fps": -15}]
+)
+def test_what_cannot_be_drawn_is_refused_before_the_folder_is_made(size, tmp_path):
+    with pytest.raises(GeometryError, match="cannot be drawn"):
+        write_dataset(tmp_path / "out", num_groups=1, **size)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_arguments_are_named(tmp_path):

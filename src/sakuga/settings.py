@@ -6,14 +6,15 @@ An empty variable counts as unset. Nothing is read at import: call `from_environ
 |---|---|---|
 | SAKUGA_CACHE | folder for what is downloaded: weights from S3, models | ~/.cache/sakuga |
 | SAKUGA_S3_ENDPOINT | address of a server that speaks S3 | the AWS of boto3's own configuration |
-| SAKUGA_NUM_THREADS | threads of PyTorch in one process | PyTorch's own choice |
+| SAKUGA_NUM_THREADS | threads of PyTorch in one process | bulk workers share the cores, else PyTorch's own choice |
 | SAKUGA_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | WARNING |
 
 Run its tests: pytest tests/unit/test_settings.py
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ PREFIX = "SAKUGA_"
 VARIABLES = ("SAKUGA_CACHE", "SAKUGA_S3_ENDPOINT", "SAKUGA_NUM_THREADS", "SAKUGA_LOG_LEVEL")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MAX_THREADS = 1024
+RAY_REDIRECTIONS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""With one of these set, Ray's clients of jobs leave the address that they are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,26 @@ def set_for_libraries(changes: Mapping[str, str]) -> None:
     """Sets variables in this process that libraries (Ray) read when they are first used; those already set stay."""
     for name, value in changes.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def without_variables(names: Iterable[str]) -> Iterator[None]:
+    """Takes variables out of this process for the block."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def in_submitted_job() -> bool:
+    """Whether `ray job submit` started this process: its current folder is then a copy of Ray's that is thrown away."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine's under `taskset` or a cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ray_auth_mode() -> str | None:

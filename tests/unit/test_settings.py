@@ -51,6 +51,24 @@ def test_the_environment_of_a_child(monkeypatch):
     assert "SAKUGA_TEST_GONE" not in child
 
 
+def test_variables_are_gone_for_a_block_and_come_back(monkeypatch):
+    monkeypatch.setenv("SAKUGA_TEST_KEPT", "kept")
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    seen = []
+
+    def fail():
+        with settings.without_variables(["RAY_ADDRESS", "SAKUGA_TEST_NEVER_SET"]):
+            seen.append(settings.child_environment({}))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert "RAY_ADDRESS" not in seen[0]
+    assert seen[0]["SAKUGA_TEST_KEPT"] == "kept"
+    assert settings.child_environment({})["RAY_ADDRESS"] == "elsewhere:6379"
+    assert "SAKUGA_TEST_NEVER_SET" not in settings.child_environment({})
+
+
 def test_what_the_user_set_for_a_library_stays(monkeypatch):
     monkeypatch.setenv("SAKUGA_TEST_SET", "mine")
     monkeypatch.setenv("SAKUGA_TEST_UNSET", "")

@@ -124,7 +124,8 @@ def start_head(temp_dir: Path, num_cpus: int = LOGICAL_CPUS) -> Head:
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
-            env=settings.child_environment(RAY_ENVIRONMENT),
+            # Not a redirection to another cluster: Ray's own processes would follow it too.
+            env=settings.child_environment({**RAY_ENVIRONMENT, **dict.fromkeys(settings.RAY_REDIRECTIONS)}),
             start_new_session=True,
         )
     return Head(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from sakuga import settings
 from sakuga.errors import ClusterError, SakugaError
 from sakuga.farm.results import BulkSummary
 
@@ -54,7 +55,8 @@ def run_submitted(dashboard_url: str, manifest: Path, out: Path, options: Sequen
         logging.getLogger(name).setLevel(logging.WARNING)
     arguments = [str(manifest.resolve()), "--out", str(out.resolve()), *options]
     try:
-        client = JobSubmissionClient(dashboard_url)
+        with settings.without_variables(settings.RAY_REDIRECTIONS):  # else the job goes to the cluster they name
+            client = JobSubmissionClient(dashboard_url)
         job_id = client.submit_job(
             # Our interpreter by its path: the head's PATH need not name the environment that we run in.
             entrypoint=shlex.join([sys.executable, "render.py", *arguments]),

@@ -103,6 +103,12 @@ def test_every_render_option_reaches_its_field(renderer, tmp_path, capsys):
     ]
 
 
+def test_render_takes_its_threads_from_the_environment(renderer, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAKUGA_NUM_THREADS", "3")
+    assert cli.run(["render", "a dancer", "--out", str(tmp_path)]) == 0
+    assert renderer[0].plan.num_threads == 3
+
+
 def test_every_field_of_a_request_has_an_option():
     assert set(RENDER_OPTIONS) | NOT_ON_THE_COMMAND_LINE == set(REQUEST_FIELDS)
 

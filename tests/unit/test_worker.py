@@ -1,5 +1,6 @@
 """The actor of a bulk run without Ray: whatever a row does, the answer is columns."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -9,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from sakuga import settings
 from sakuga.errors import GeometryError, WorkerDiedError
 from sakuga.farm.planning import begin_progress, plan_rows
 from sakuga.farm.progress import ProgressTail
@@ -141,6 +143,17 @@ def test_a_row_that_kills_its_workers_fails_at_the_third_start(plan, tmp_path):
     assert result.error["code"] == WorkerDiedError.code
     assert count_attempt(tmp_path, "a") == 1  # an answer ends the count
     forget_attempts(tmp_path, "never-begun")
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_workers", "asked", "threads"), [(8, 1, None, 8), (8, 3, None, 2), (2, 5, None, 1), (8, 1, 3, 3)]
+)
+def test_workers_share_the_cores_unless_threads_are_asked_for(plan, monkeypatch, cores, num_workers, asked, threads):
+    monkeypatch.setattr(settings, "usable_cores", lambda: cores)
+    made = []
+    monkeypatch.setattr(RenderPlan, "make_renderer", lambda its: made.append(its))
+    RenderWorker(dataclasses.replace(plan, num_workers=num_workers, num_threads=asked))
+    assert [its.num_threads for its in made] == [threads]
 
 
 def test_rows_are_sorted_into_tasks_finished_and_failed(plan, tmp_path):

@@ -19,7 +19,7 @@ def bulk(
         Path("out")
     ),
     num_workers: Annotated[int, typer.Option("--num-workers", "--workers", min=1, help="Engines side by side.")] = 1,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="PyTorch threads of one worker.")] = None,
+    num_threads: options.NumThreads = None,
     resume: Annotated[bool, typer.Option(help="Skip what an earlier run finished.")] = True,
     address: Annotated[
         str, typer.Option(help="Ray cluster: local starts one, auto finds one, or HOST:PORT.")

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import resource
@@ -17,9 +18,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from sakuga import settings
 from sakuga.cli.upload import UPLOAD_LIMIT_BYTES, measure_upload
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 MIN_FREE_BYTES = 2 * GIB
@@ -58,25 +63,36 @@ class Check:
 
 def run_checks(working_dir: Path) -> list[Check]:
     """All checks, in the order in which they are shown."""
-    checks: list[Callable[[], Check]] = [
-        check_python,
-        *(lambda name=name: check_package(name) for name in REQUIRED),
-        check_torchvision,
-        check_device,
-        *(lambda name=name: check_attention(name) for name in ("sdpa", "fa2", "fa3", "sage")),
-        *(lambda name=name, use=use: check_optional(name, use) for name, use in OPTIONAL.items()),
-        check_weights,
-        check_ffmpeg,
-        check_cpus,
-        check_memory,
-        lambda: check_disk(working_dir),
-        check_open_files,
-        lambda: check_upload(working_dir),
-        check_ray_auth,
-        check_sqlite,
-        check_chromium,
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("python", check_python),
+        *((name, partial(check_package, name)) for name in REQUIRED),
+        ("torchvision imports", check_torchvision),
+        ("gpu", check_device),
+        *((f"attention {name}", partial(check_attention, name)) for name in ("sdpa", "fa2", "fa3", "sage")),
+        *((f"optional {name}", partial(check_optional, name, use)) for name, use in OPTIONAL.items()),
+        ("embedded weights", check_weights),
+        ("ffmpeg", check_ffmpeg),
+        ("cpus", check_cpus),
+        ("memory", check_memory),
+        ("disk", partial(check_disk, working_dir)),
+        ("open files", check_open_files),
+        ("working dir upload", partial(check_upload, working_dir)),
+        ("ray auth", check_ray_auth),
+        ("sqlite", check_sqlite),
+        ("chromium", check_chromium),
     ]
-    return [check() for check in checks]
+    return [_finding(name, check) for name, check in checks]
+
+
+def _finding(name: str, check: Callable[[], Check]) -> Check:
+    """What the check found; that it could not even look, with the reason, is a finding too."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 a package may be broken in any way, and the other checks still count
+        logger.debug("check %s", name, exc_info=True)
+        reason = (str(error).strip() or "no message").split("\n", 1)[0]
+        detail = f"the check itself failed: {type(error).__name__}: {reason}"
+        return Check(name=name, status="fail", detail=detail, advice="mend what it names, or run `make setup` again")
 
 
 def check_python() -> Check:
@@ -186,7 +202,7 @@ def _listing(program: str, what: str) -> str:
 
 
 def check_cpus() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = settings.usable_cores()
     return Check(name="cpus", status="ok", detail=f"{usable} usable of {os.cpu_count()}")
 
 

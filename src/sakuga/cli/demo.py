@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sakuga.farm.demo.run import Demo
 
 NUM_WORKERS = 1
-NUM_THREADS = 2
 
 
 def demo(
@@ -24,7 +23,7 @@ def demo(
     num_workers: Annotated[int, typer.Option("--num-workers", "--workers", min=1, help="Engines side by side.")] = (
         NUM_WORKERS
     ),
-    num_threads: Annotated[int, typer.Option(min=1, help="PyTorch threads of one worker.")] = NUM_THREADS,
+    num_threads: options.NumThreads = None,
     steps: options.Steps = None,
     weights: options.Weights = None,
     as_json: AsJson = False,

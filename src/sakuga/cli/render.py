@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sakuga import settings
 from sakuga.cli import options
 from sakuga.cli.output import AsJson, finish, stderr_console
 
@@ -94,7 +95,14 @@ def _render(
 
     request = parse_request(fields)
     out = check_output_dir(out).resolve()
-    renderer = RenderPlan(out=str(out), base_dir=str(Path.cwd()), weights=weights, device=device).make_renderer()
+    plan = RenderPlan(
+        out=str(out),
+        base_dir=str(Path.cwd()),
+        weights=weights,
+        device=device,
+        num_threads=settings.from_environment().num_threads,
+    )
+    renderer = plan.make_renderer()
     name = name or renderer.key(request)[:NAME_CHARS]
     with step_bar() as on_step:
         return name, renderer.render(request, name, on_step)

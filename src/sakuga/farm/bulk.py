@@ -7,6 +7,7 @@ Run: pytest tests/ray/test_bulk.py
 """
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import time
@@ -57,10 +58,11 @@ def run_bulk(
     """Render every row of `manifest` into `out`; rows that an earlier run finished are skipped.
 
     `address` is the Ray cluster: "local" starts one in this process, None or "auto" takes the one that this process
-    was submitted to. `renderer` is the import path of another renderer. A row that fails costs no other row.
+    was submitted to. Without `num_threads` (or SAKUGA_NUM_THREADS) the workers share the cores. `renderer` is the
+    import path of another renderer. A row that fails costs no other row.
 
     Raises:
-        ManifestError, OutputError, DiskFullError, BusyError: before anything is rendered.
+        ManifestError, OutputError, DiskFullError, BusyError, SettingsError: before anything is rendered.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what is done is in `results.jsonl`, and the message says how
             to go on.
     """
@@ -75,7 +77,7 @@ def run_bulk(
             base_dir=str(rows.base_dir.resolve()),
             weights=weights,
             device=device,
-            num_threads=num_threads,
+            num_threads=num_threads or settings.from_environment().num_threads,
             renderer=renderer,
         )
         todo = plan_rows(rows, plan, resume=resume)
@@ -85,6 +87,7 @@ def run_bulk(
         begin_progress(out, todo)
         write_results(out, results.values())
         num_workers = min(num_workers, len(todo.tasks))
+        plan = dataclasses.replace(plan, num_workers=max(1, num_workers))
         try:
             if todo.tasks:
                 _render_all(todo, plan, num_workers, address, results)

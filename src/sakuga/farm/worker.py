@@ -9,6 +9,7 @@ Does not import Ray: tests call the class as it is. What renders is a `Renderer`
 Shape of a batch: one row, every column an array of length 1.     Run: pytest tests/unit/test_worker.py
 """
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -22,6 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sakuga import settings
 from sakuga.errors import DiskFullError, SakugaError, WorkerDiedError, shown
 from sakuga.farm.progress import PROGRESS_NAME, ProgressEvent, append_event
 from sakuga.farm.results import RECEIPT_SUFFIX, VIDEO_SUFFIX, RowResult
@@ -62,7 +64,9 @@ class RenderPlan:
     """Folder or s3:// prefix; None takes the embedded weights."""
     device: str = "cpu"
     num_threads: int | None = None
-    """PyTorch threads of one worker; None leaves PyTorch's choice."""
+    """PyTorch threads of one worker; None: a `RenderWorker` takes its share of the cores, others PyTorch's choice."""
+    num_workers: int = 1
+    """Workers that share the cores."""
     renderer: str = ENGINE_RENDERER
     """"module:name" of the renderer's factory."""
 
@@ -95,9 +99,8 @@ class RenderWorker:
     """A batch in, its outcome out; see the module's docstring."""
 
     def __init__(self, plan: RenderPlan) -> None:
-        self._plan = plan
         self._out = Path(plan.out)
-        self._renderer = plan.make_renderer()
+        self._renderer = dataclasses.replace(plan, num_threads=threads_of(plan)).make_renderer()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         row, name, key = (str(batch[column][0]) for column in ("row", "name", "key"))
@@ -143,6 +146,14 @@ class RenderWorker:
             append_event(self._out / PROGRESS_NAME, event)
         except OSError as error:
             log.warning("progress of row=%s stage=%s not written: %s", event.row, event.stage, error)
+
+
+def threads_of(plan: RenderPlan) -> int:
+    """Threads of one worker: those asked for, or an equal share of the cores.
+
+    Never left to PyTorch: Ray sets OMP_NUM_THREADS=1 in an actor with one logical CPU, and the other cores stay idle.
+    """
+    return plan.num_threads or max(1, settings.usable_cores() // plan.num_workers)
 
 
 def result_of(columns: Mapping[str, object]) -> RowResult:

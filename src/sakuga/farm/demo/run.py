@@ -30,7 +30,12 @@ class Demo:
 
 
 def run_demo(
-    out: Path, *, num_workers: int, num_threads: int, weights: str | None = None, options: tuple[str, ...] = ()
+    out: Path,
+    *,
+    num_workers: int,
+    num_threads: int | None = None,
+    weights: str | None = None,
+    options: tuple[str, ...] = (),
 ) -> Demo:
     """Render the demo manifest into `out`. Raises what `run_bulk` raises, and ClusterError when Ray does not start."""
     marks = [time.monotonic()]
@@ -39,7 +44,9 @@ def run_demo(
         manifest = write_demo(out)  # while the head starts
         wait_until_ready(head)
         marks.append(time.monotonic())
-        job_options = ["--num-workers", str(num_workers), "--num-threads", str(num_threads), *options]
+        job_options = ["--num-workers", str(num_workers), *options]
+        if num_threads is not None:
+            job_options += ["--num-threads", str(num_threads)]
         if weights is not None:
             job_options += ["--weights", weights if "://" in weights else str(Path(weights).resolve())]
         summary = run_submitted(head.dashboard_url, manifest, out, job_options)

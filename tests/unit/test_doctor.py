@@ -180,6 +180,30 @@ def test_ignore_patterns(path, patterns, ignored):
     assert is_ignored(path, patterns) is ignored
 
 
+def test_a_check_that_raises_is_a_finding_and_the_others_go_on(monkeypatch, tmp_path):
+    def broken():
+        raise OSError("libcudart.so.13: cannot open shared object file\nTraceback ...")
+
+    monkeypatch.setattr(checks, "check_device", broken)
+    monkeypatch.setattr("sakuga.wan.mini.mini_dir", lambda: tmp_path)
+    (tmp_path / "card.json").write_text('{"sha256": {"dit')
+    found = {check.name: check for check in checks.run_checks(tmp_path)}
+    assert found["gpu"].status == found["embedded weights"].status == "fail"
+    assert found["gpu"].detail.endswith("OSError: libcudart.so.13: cannot open shared object file")
+    assert "JSONDecodeError" in found["embedded weights"].detail
+    assert found["python"].status == "ok"
+    assert list(found)[-1] == "chromium"
+
+
+def test_a_finding_has_one_name_whether_its_check_ran_or_not(monkeypatch, tmp_path):
+    ran = [check.name for check in checks.run_checks(tmp_path)]
+    for name in [name for name in vars(checks) if name.startswith("check_")]:
+        monkeypatch.setattr(checks, name, lambda *_: 1 / 0)
+    failed = checks.run_checks(tmp_path)
+    assert [check.name for check in failed] == ran
+    assert {check.status for check in failed} == {"fail"}
+
+
 def test_a_machine_that_cannot_render_gives_code_3(monkeypatch, capsys):
     from sakuga.cli import main as cli
 

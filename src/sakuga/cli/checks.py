@@ -88,7 +88,7 @@ def _finding(name: str, check: Callable[[], Check]) -> Check:
     """What the check found; that it could not even look, with the reason, is a finding too."""
     try:
         return check()
-    except Exception as error:  # noqa: BLE001 a package may be broken in any way, and the other checks still count
+    except Exception as error:  # a package may be broken in any way, and the other checks still count
         logger.debug("check %s", name, exc_info=True)
         reason = (str(error).strip() or "no message").split("\n", 1)[0]
         detail = f"the check itself failed: {type(error).__name__}: {reason}"

@@ -1,14 +1,28 @@
-"""What every benchmark states about where it ran."""
+"""What every benchmark states about where it ran, and how it prints its result.
+
+Run: pytest tests/unit/test_benchmarks.py
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+
+def print_result(result: dict[str, object], *, as_json: bool) -> None:
+    """One JSON object as the last line of stdout; unless `as_json`, a readable form on stderr before it.
+
+    Raises ValueError for a NaN or an infinity in the result, which no JSON reader could parse.
+    """
+    if not as_json:
+        print(json.dumps(result, indent=2), file=sys.stderr)
+    print(json.dumps(result, allow_nan=False), flush=True)
 
 
 def machine_facts() -> dict[str, object]:

@@ -10,7 +10,6 @@ render at 128x128 with the model loaded (median of `--repeats`); `synth_clips_pe
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine_facts
+from common import machine_facts, print_result
 
 from sakuga.engine import LocalEngine
 from sakuga.engine.resolve import resolve
@@ -83,13 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--synth-count", type=int, default=60)
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="no readable form on stderr, only the JSON line")
     args = parser.parse_args()
     result = {"benchmark": "first_light", **machine_facts()}
     result |= time_synth(args.synth_count)
     result |= time_demo()
     result |= time_render(args.repeats)
-    print(json.dumps(result) if args.json else json.dumps(result, indent=2))
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ whether hair and outfit have them.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import machine_facts  # benchmarks/common.py
+from common import machine_facts, print_result  # benchmarks/common.py
 from PIL import Image
 
 from sakuga.engine import LocalEngine, RenderInputs
@@ -192,7 +191,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a model folder instead of the embedded one")
     parser.add_argument("--skip", nargs="*", default=[], choices=("i2v", "fairy", "t2v"))
     parser.add_argument("--sheet", type=Path, help="write contact sheets into this folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="no readable form on stderr, only the JSON line")
     args = parser.parse_args()
     options = Options(
         count=args.count, seed=args.seed, steps=args.steps, guidance=args.guidance, t2v_count=args.t2v_count,
@@ -212,7 +211,7 @@ def main() -> None:
     for name, rows in sheets.items() if args.sheet else ():
         args.sheet.mkdir(parents=True, exist_ok=True)
         save_image(args.sheet / f"mini_{name}.png", contact_sheet(rows[:16]))
-    print(json.dumps(result) if args.json else json.dumps(result, indent=2))
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

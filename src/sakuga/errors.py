@@ -122,6 +122,12 @@ class AttentionError(InputError):
     code = "E_ATTENTION"
 
 
+class DeviceError(InputError):
+    """A device to compute on that is unknown or not in this machine."""
+
+    code = "E_DEVICE"
+
+
 class OutputError(SakugaError, OSError):
     """The place for results cannot be written."""
 

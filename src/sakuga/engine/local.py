@@ -27,6 +27,7 @@ from sakuga.settings import from_environment
 from sakuga.wan.attention import attention, resolve_attention
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
+from sakuga.wan.device import check_device
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import LoraSwitch
 
@@ -59,8 +60,9 @@ class LocalEngine:
     ) -> "LocalEngine":
         """Load a card: from a folder, from s3://bucket/prefix or, None, from the package.
 
-        Raises ModelError, WeightsError or StorageError.
+        Raises DeviceError, ModelError, WeightsError or StorageError.
         """
+        check_device(device)  # before 28 GB are downloaded for it
         settings = from_environment()
         chosen = card(model) if isinstance(model, str) else model
         found = locate(chosen, weights, cache_dir=settings.cache_dir, endpoint_url=settings.s3_endpoint_url)

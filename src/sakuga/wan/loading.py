@@ -19,6 +19,7 @@ import torch
 from sakuga.errors import WeightsError
 from sakuga.storage import open_storage
 from sakuga.wan.cards import ModelCard
+from sakuga.wan.device import check_device
 from sakuga.wan.weights import WeightPart, check_file, find_parts, weights_identity
 
 if TYPE_CHECKING:
@@ -95,14 +96,18 @@ def locate(
 
 
 def load_model(weights: WeightSet, *, device: str | torch.device = "cpu", precision: str = "fp32") -> LoadedModel:
-    """Load located weights into a pipeline; WeightsError when they are not those of their card."""
+    """Load located weights into a pipeline.
+
+    Raises DeviceError when `device` is not in this machine, WeightsError when the weights are not those of their card.
+    """
+    place = check_device(str(device))
     if weights.card.embedded:
         from sakuga.wan import mini
 
         mini.register()
     return LoadedModel(
         card=weights.card,
-        pipe=_load_pipeline(weights.card, weights.parts, torch.device(device), DTYPES[precision]),
+        pipe=_load_pipeline(weights.card, weights.parts, place, DTYPES[precision]),
         precision=precision,
         weights_sha256=weights.sha256,
         file_sha256=weights.file_sha256,

@@ -1,0 +1,36 @@
+"""Devices by name: `cpu`, `cuda` and `cuda:N`, checked before anything is loaded onto them.
+
+Left to PyTorch, a device that is not there is found in the middle of loading and reads like damaged weights.
+Run: pytest tests/unit/test_device.py
+"""
+
+import re
+
+import torch
+
+from sakuga.errors import DeviceError, did_you_mean, shown
+
+KINDS = ("cpu", "cuda")
+NAME = re.compile(r"cpu|cuda(?::(?P<index>\d{1,4}))?")
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name. Raises DeviceError when the name is unknown or this process sees no such device."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        hint = did_you_mean(name, KINDS) or "; write cpu, cuda or cuda:N"
+        raise DeviceError(f"device {shown(name)} is unknown{hint}")
+    if name == "cpu":
+        return torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise DeviceError(
+            f"device {shown(name)} is not here: PyTorch {torch.__version__} sees no CUDA device; "
+            "take cpu, or see `sakuga doctor` for what is missing"
+        )
+    if int(match["index"] or 0) >= count:
+        raise DeviceError(
+            f"device {shown(name)} is not here: this process sees {count}, counted from cuda:0 "
+            "(a Ray worker sees its own GPU as cuda:0); take cuda"
+        )
+    return torch.device(name)

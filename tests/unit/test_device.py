@@ -1,0 +1,51 @@
+"""Devices: a wrong name or a GPU that is not there is its own error, before any weights are looked at."""
+
+import pytest
+import torch
+
+from sakuga.engine import LocalEngine
+from sakuga.errors import DeviceError, WeightsError
+from sakuga.wan.device import check_device
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return pretend
+
+
+@pytest.mark.parametrize("name", ["tpu", "cpu:3", "cuda:", "cuda:-1", "cuda:x", "CUDA", "", "cuda\n", "mps\x1b[31m"])
+def test_unknown_names(name, gpus):
+    gpus(8)
+    with pytest.raises(DeviceError, match=r"is unknown; (write cpu, cuda or cuda:N|did you mean)") as caught:
+        check_device(name)
+    assert "\x1b" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_gpu_that_is_not_there(gpus):
+    gpus(0)
+    with pytest.raises(DeviceError, match="sees no CUDA device; take cpu"):
+        check_device("cuda")
+    gpus(2)
+    with pytest.raises(DeviceError, match="this process sees 2, counted from cuda:0"):
+        check_device("cuda:2")
+
+
+def test_devices_that_are_there(gpus):
+    gpus(0)
+    assert check_device("cpu") == torch.device("cpu")
+    gpus(2)
+    assert check_device("cuda") == torch.device("cuda")
+    assert check_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_an_engine_checks_its_device_before_its_weights(gpus, tmp_path):
+    gpus(0)
+    with pytest.raises(DeviceError, match="sees no CUDA device"):
+        LocalEngine.load("wan-mini", tmp_path, device="cuda")
+    with pytest.raises(WeightsError, match="not complete"):
+        LocalEngine.load("wan-mini", tmp_path, device="cpu")

@@ -1,5 +1,7 @@
 """From request to recipe: defaults of the card, hashes of contents, and refusals before any model work."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,9 +14,11 @@ from sakuga.engine import resolve
 from sakuga.engine.task import check_task
 from sakuga.errors import GeometryError, ImageError, LoraError, ModelError, RecipeError, WeightsError
 from sakuga.media import image_sha256, load_image, write_mp4
-from sakuga.recipe import ImageRef, RenderRecipe, VideoRef, parse_request
+from sakuga.recipe import ImageRef, LoraRequest, RenderRecipe, VideoRef, parse_request
 from sakuga.wan import mini
 from sakuga.wan.catalogue import card
+from sakuga.wan.loading import locate
+from sakuga.wan.weights import file_sha256
 
 MINI = card("wan-mini")
 
@@ -78,6 +82,21 @@ def test_one_guidance_given_counts_for_both_experts(tmp_path, monkeypatch):
     assert (both.guidance_scale, both.guidance_scale_2, both.boundary_ratio) == (4.0, 3.0, 0.875)
     one = resolve(parse_request({"prompt": "x", "seed": 1, "guidance_scale": 6}), a14b, tmp_path)[0]
     assert (one.guidance_scale, one.guidance_scale_2) == (6.0, None)
+
+
+def test_a_lora_of_the_package_is_checked_against_its_card(folder, base, monkeypatch):
+    package = shutil.copytree(folder, base / "package")
+    names = [path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()]
+    (package / "card.json").write_text(json.dumps({"sha256": {name: file_sha256(package / name) for name in names}}))
+    monkeypatch.setattr(mini, "mini_dir", lambda: package)
+    monkeypatch.setattr(sys.modules["sakuga.engine.resolve"], "located", lambda *_: locate(MINI, cache_dir=base))
+    request = parse_request({"prompt": "x", "seed": 1, "loras": "fairy"})
+    assert resolve(request, MINI, base)[0].loras[0].sha256 == file_sha256(package / "loras" / "fairy.safetensors")
+    save_file({"x": 2 * ones(2)}, package / "loras" / "fairy.safetensors")
+    with pytest.raises(LoraError, match=r"fairy\.safetensors is damaged: its sha256"):
+        resolve(request, MINI, base)
+    by_path = request.model_copy(update={"loras": (LoraRequest(path="package/loras/fairy.safetensors"),)})
+    assert resolve(by_path, MINI, base)[0].loras, "a file that the user names may hold anything"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def resolve(
         images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
         videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
         loras=tuple(
-            LoraRef(sha256=file_sha256(path), weight=lora.weight)
+            LoraRef(sha256=_lora_sha256(lora, path, found), weight=lora.weight)
             for lora, path in zip(request.loras, lora_paths, strict=True)
         ),
     )
@@ -140,6 +140,14 @@ def _lora_path(lora: LoraRequest, card: ModelCard, weights: WeightSet, base_dir:
     if not path.is_file():
         raise LoraError(f"LoRA {path} does not exist; check the path")
     return path
+
+
+def _lora_sha256(lora: LoraRequest, path: Path, weights: WeightSet) -> str:
+    """Of the file; one that comes with the package must be the file that its card.json knows."""
+    sha256 = file_sha256(path)
+    if lora.name is not None and weights.lora_sha256 is not None and sha256 != weights.lora_sha256.get(path.name):
+        raise LoraError(f"LoRA {path} is damaged: its sha256 is not that of card.json; install the package again")
+    return sha256
 
 
 def _or(given: Value | None, default: Value) -> Value:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,8 @@ class WeightSet:
     """Of each file, by "part/name"."""
     lora_dir: Path | None = None
     """Where the LoRAs that the card names lie."""
+    lora_sha256: dict[str, str] | None = None
+    """What card.json says of those in the package, by file name; None for weights that the user brought."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +91,19 @@ def locate(
             check_file(path)
     sha256, hashes = weights_identity(parts, cache_dir)
     folder = parts[0].paths[0].parent
+    lora_sha256 = None
     if from_package:
-        _check_against_card_json(parts, hashes, folder / "card.json")
-    lora_dir = folder / "loras" if card.embedded else None
-    return WeightSet(card=card, parts=parts, sha256=sha256, file_sha256=hashes, lora_dir=lora_dir)
+        expected = _read_card_json(folder / "card.json")
+        _check_against_card_json(parts, hashes, folder, expected)
+        lora_sha256 = {Path(name).name: value for name, value in expected.items() if name.startswith("loras/")}
+    return WeightSet(
+        card=card,
+        parts=parts,
+        sha256=sha256,
+        file_sha256=hashes,
+        lora_dir=folder / "loras" if card.embedded else None,
+        lora_sha256=lora_sha256,
+    )
 
 
 def load_model(weights: WeightSet, *, device: str | torch.device = "cpu", precision: str = "fp32") -> LoadedModel:
@@ -174,17 +185,23 @@ def _check_is_card(card: ModelCard, pipe: "WanVideoPipeline") -> None:
         )
 
 
-def _check_against_card_json(parts: Sequence[WeightPart], hashes: dict[str, str], card_json: Path) -> None:
-    """The embedded model's card lists the sha256 of its files: damaged values do not show in a header."""
+def _read_card_json(card_json: Path) -> dict[str, str]:
+    """sha256 by file of the embedded model, as its card lists them; WeightsError when that cannot be read."""
     if not card_json.is_file():
         raise WeightsError(f"{card_json} is missing, so these weights cannot be checked; install the package again")
     try:
-        expected = json.loads(card_json.read_text())["sha256"]
-    except (ValueError, KeyError) as error:
+        return dict(json.loads(card_json.read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{card_json} is damaged ({error}); install the package again") from error
+
+
+def _check_against_card_json(
+    parts: Sequence[WeightPart], hashes: Mapping[str, str], folder: Path, expected: Mapping[str, str]
+) -> None:
+    """Damaged values do not show in a file's header; its hash shows them."""
     for part in parts:
         for path in part.paths:
-            name = path.relative_to(card_json.parent).as_posix()
+            name = path.relative_to(folder).as_posix()
             if hashes[f"{part.file.part}/{path.name}"] != expected.get(name):
                 raise WeightsError(f"{path} is damaged: its sha256 is not that of card.json; install the package again")
 

@@ -173,6 +173,12 @@ def test_nan_is_an_error_and_no_video(engine):
         engine.render(recipe())
 
 
+def test_a_vae_that_decodes_to_nan_is_an_error_and_no_black_video(engine):
+    engine.model.pipe.vae.model.decoder.head[-1].bias.data[1] = float("nan")
+    with pytest.raises(NumericsError, match="decoding gave NaN"):
+        engine.render(recipe())
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [

@@ -126,7 +126,7 @@ class LocalEngine:
         return state.advanced(latents, time.monotonic() - began)
 
     def finish(self, state: RenderState) -> Video:
-        """Decode the latents of the last step."""
+        """Decode the latents of the last step. Raises NumericsError when that gives NaN or infinite values."""
         if not state.is_done:
             raise RecipeError(f"{state.num_steps - state.step} steps are still to do; call step() before finish()")
         began = time.monotonic()
@@ -134,6 +134,8 @@ class LocalEngine:
         with self._ready(state.recipe), stdout_to_log():
             self._pipe.load_models_to_device(["vae"])
             video_BCTHW = self._pipe.vae.decode(latents, device=self._pipe.device, **tiling_arguments(state.recipe))
+        if not torch.isfinite(video_BCTHW).all():  # as uint8, NaN is a plain black pixel
+            raise NumericsError("decoding gave NaN or infinite values; render in fp32, fp16 overflows in some VAEs")
         frames_THWC = to_frames(video_BCTHW[0])
         decode_s = time.monotonic() - began
         seconds = {"encode": state.encode_s, "denoise": sum(state.step_s), "decode": decode_s}

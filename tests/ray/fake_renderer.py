@@ -1,7 +1,8 @@
 """A renderer that does in milliseconds what a row's prompt says, so that the farm can be tested without a model.
 
 Prompts: "dance" renders; "raise" raises a ValueError, "no disk" a full disk, "no recipe" has no key;
-"die once" kills its process at the first attempt and "die always" at each; "signal PID NUM" sends a signal mid-row.
+"die once" kills its process at the first attempt and "die always" at each; "signal PID NUM" sends a signal mid-row;
+"wreck" raises what no worker catches, so that Ray itself fails.
 """
 
 import errno
@@ -15,6 +16,10 @@ from sakuga.errors import GeometryError
 from sakuga.media.files import output_error
 
 STEPS = 3
+
+
+class Wreck(BaseException):
+    """Not an error of a row."""
 
 
 class FakeRenderer:
@@ -52,6 +57,8 @@ class FakeRenderer:
             first = sum(line == name for line in (self.out / "renders.log").read_text().split()) == 1
             if first or words[1] == "always":
                 os.kill(os.getpid(), signal.SIGKILL)
+        if words[0] == "wreck":
+            raise Wreck("the floor gave way")
         if words[0] == "signal":
             once = self.out / "signalled"
             if not once.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sakuga.errors import BusyError, ManifestError, OutputError
+from sakuga.errors import BusyError, ClusterError, ManifestError, OutputError
 from sakuga.farm.progress import FINAL_STAGES, Board, ProgressTail
 
 pytestmark = pytest.mark.ray
@@ -110,6 +110,29 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(run, manifest, number):
     # Whatever the stop caught in the middle runs again, and nothing that was done.
     assert len(rendered(run.out)) - before <= 6 - summary["done"]
     assert len(results(run.out)) == 6
+
+
+def test_a_failure_of_ray_leaves_what_is_done_and_says_how_to_go_on(run, manifest):
+    path = manifest("dance", "wreck", {"prompt": "dance", "widht": 64})
+    with pytest.raises(ClusterError, match=r"2 of 3 videos are settled in .*run the same command again"):
+        run(path, num_workers=1)
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert (summary["done"], summary["failed"], summary["not_run"]) == (1, 1, 1)
+    assert {row: result["status"] for row, result in results(run.out).items()} == {
+        "row-0001": "done",
+        "row-0003": "failed",
+    }
+
+
+def test_gpus_that_are_not_there(run, manifest, monkeypatch, caplog):
+    """Ray would wait for them; a local cluster cannot get any, another one may."""
+    from sakuga.farm import bulk
+
+    with pytest.raises(ClusterError, match="2 workers want a GPU each and Ray sees 0; use --device cpu"):
+        run(manifest("dance", "dance"), device="cuda")
+    monkeypatch.setattr(bulk, "_outcomes", lambda todo, plan, num_workers: (result for result in ()))
+    assert run(manifest("dance"), device="cuda", address="auto").not_run == 1
+    assert "1 worker wants a GPU and Ray sees 0" in caplog.text
 
 
 def test_two_runs_into_one_folder(run, manifest):

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError, RayTaskError
 
 from sakuga import settings
-from sakuga.errors import ClusterError
+from sakuga.errors import ClusterError, ManifestError, OutputError, shown
 from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
@@ -39,6 +41,7 @@ from sakuga.media import check_output_dir, write_json_atomic
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
+RAY_FAILURES = (RayError, SystemException, ExecutionTimeoutError, ConnectionError)
 HEADROOM_CPUS = 4  # logical CPUs that Ray Data's own tasks want beside the workers
 
 
@@ -63,10 +66,13 @@ def run_bulk(
 
     Raises:
         ManifestError, OutputError, DiskFullError, BusyError, SettingsError: before anything is rendered.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what is done is in `results.jsonl`, and the message says how
-            to go on.
+        ClusterError: there is no such cluster, it lacks GPUs, or Ray failed in the middle.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM.
+        After the last two what is done is in `results.jsonl`, and the message says how to go on.
     """
     began = time.monotonic()
+    if settings.in_submitted_job():
+        check_job_paths(manifest, out)
     if weights is not None and "://" not in weights:
         weights = str(Path(weights).resolve())  # a worker's current folder is another one
     out = check_output_dir(out).resolve()
@@ -82,7 +88,7 @@ def run_bulk(
         )
         todo = plan_rows(rows, plan, resume=resume)
         results = {result.row: result for result in todo.settled}
-        interrupted = False
+        stopped: BaseException | None = None
         shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
         begin_progress(out, todo)
         write_results(out, results.values())
@@ -91,8 +97,8 @@ def run_bulk(
         try:
             if todo.tasks:
                 _render_all(todo, plan, num_workers, address, results)
-        except KeyboardInterrupt:
-            interrupted = True
+        except (KeyboardInterrupt, *RAY_FAILURES) as error:
+            stopped = error
             for task in todo.tasks:  # a video may be finished whose result was still on its way
                 if resume and task.row not in results and (receipt := finished_receipt(out, task.name, task.key)):
                     results[task.row] = finished_row(task, "done", receipt)
@@ -106,13 +112,53 @@ def run_bulk(
         write_results(out, results.values())
         write_json_atomic(out / SUMMARY_NAME, summary.as_dict())
         shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
-    if interrupted:
-        left = summary.not_run
-        raise KeyboardInterrupt(
-            f"stopped; {todo.num_rows - left} of {todo.num_rows} videos are settled in {out}; "
-            "run the same command again to go on with the rest"
-        )
+    if stopped is not None:
+        raise told(stopped, summary) from (None if isinstance(stopped, KeyboardInterrupt) else stopped)
     return summary
+
+
+def check_job_paths(manifest: Path, out: Path) -> None:
+    """Refuse paths that a submitted job would take for its own folder: Ray's copy of the one it was submitted from.
+
+    A relative manifest may be there, having been uploaded; what is written there is lost when the job ends.
+
+    Raises:
+        OutputError, ManifestError: with what to write instead.
+    """
+    if not out.is_absolute():
+        raise OutputError(
+            f"--out is {shown(out)}, which a job would write into Ray's copy of the folder and lose; give an absolute "
+            "path on storage that all nodes share"
+        )
+    if not manifest.is_absolute() and not manifest.exists():
+        raise ManifestError(
+            f"{shown(manifest)} is not in the folder that came with the job; give an absolute path on storage that "
+            "all nodes share"
+        )
+
+
+def told(stopped: BaseException, summary: BulkSummary) -> KeyboardInterrupt | ClusterError:
+    """The error to raise for what stopped a run: how far it came, and how to go on."""
+    settled = f"{summary.videos - summary.not_run} of {summary.videos} videos are settled in {summary.out}"
+    if isinstance(stopped, KeyboardInterrupt):
+        return KeyboardInterrupt(f"stopped; {settled}; run the same command again to go on with the rest")
+    # A task's error carries a remote traceback as its text; what it was raised for says more in one line.
+    cause = stopped.cause if isinstance(stopped, RayTaskError) else stopped
+    words = str(cause).strip().partition("\n")[0]
+    return ClusterError(f"Ray failed ({type(cause).__name__}: {words}); {settled}; run the same command again")
+
+
+def gpu_shortage(num_gpus: float, num_workers: int) -> str | None:
+    """What is wrong when each worker wants a GPU, or None.
+
+    >>> gpu_shortage(2, 3)
+    '3 workers want a GPU each and Ray sees 2; use --num-workers 2'
+    """
+    if num_workers <= num_gpus:
+        return None
+    cure = f"--num-workers {num_gpus:.0f}" if num_gpus >= 1 else "--device cpu, or see `sakuga doctor`"
+    plural = "s want a GPU each" if num_workers > 1 else " wants a GPU"
+    return f"{num_workers} worker{plural} and Ray sees {num_gpus:.0f}; use {cure}"
 
 
 def _render_all(
@@ -124,12 +170,24 @@ def _render_all(
         signals_interrupt(),
         contextlib.closing(_outcomes(todo, plan, num_workers)) as outcomes,
     ):
+        if plan.device.startswith("cuda"):
+            _check_gpus(num_workers, may_grow=address != LOCAL)
         for result in outcomes:
             results[result.row] = result
             try:
                 append_result(Path(plan.out), result)
             except OSError as error:  # the whole file is written at the end, which raises if it still cannot be
                 log.warning("result of row=%s not written yet: %s", result.row, error)
+
+
+def _check_gpus(num_workers: int, *, may_grow: bool) -> None:
+    """Ray would wait for ever for a GPU that nobody adds."""
+    shortage = gpu_shortage(ray.cluster_resources().get("GPU", 0), num_workers)
+    if shortage is None:
+        return
+    if not may_grow:
+        raise ClusterError(shortage)
+    log.warning("%s, unless the cluster adds nodes; the run waits for them", shortage)
 
 
 def _outcomes(todo: RunPlan, plan: RenderPlan, num_workers: int) -> Generator[RowResult]:

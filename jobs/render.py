@@ -2,9 +2,10 @@
 
     ray job submit --working-dir . -- python jobs/render.py MANIFEST --out DIR [--num-workers N] [--width 128 ...]
 
-Takes what `sakuga bulk --help` lists; options fill what a row leaves out. MANIFEST and DIR lie on storage that all
-nodes share, and paths are absolute, because a job runs in a copy of the working directory. Run again, it renders what
-is missing or failed. The last line is one JSON object: the summary, or the error. Exit codes as in `sakuga --help`.
+Takes what `sakuga bulk --help` lists; options fill what a row leaves out. DIR is an absolute path on storage that all
+nodes share, as a job runs in a copy of the working directory; so is MANIFEST, unless it was uploaded with that. Run
+again, it renders what is missing or failed. The last line is one JSON object: the summary, or the error. Exit codes as
+in `sakuga --help`.
 """
 
 import sys

@@ -32,7 +32,15 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head for all tests here; at the end nothing of it may be left."""
+    """A head for all tests here, in an unkind environment; at the end nothing of it may be left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody's cluster: whatever goes there fails
+        patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # set, it would hide that Ray sets it to 1 for an actor
+        yield from _head()
+
+
+def _head():
     with local_head() as head:
         wait_until_ready(head)
         yield head
@@ -82,21 +90,42 @@ def test_errors_of_the_job_keep_their_class(submit, manifest, tmp_path):
         submit(manifest(), out)
 
 
-def test_the_command_line_of_ray_submits_it(head, manifest, weights, tmp_path):
-    """As the README says it, with the exit code of a run in which a row failed."""
+@pytest.fixture
+def submit_by_hand(head, weights):
+    """`ray job submit` as the README says it: from the checkout, which Ray copies by .rayignore."""
     from sakuga import settings
     from sakuga.farm.cluster import RAY_ENVIRONMENT
 
-    path = manifest({"prompt": "a dance", "num_frames": 6})
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.dashboard_url),
-        *("--working-dir", str(ROOT / "jobs"), "--", sys.executable, "render.py", str(path)),
-        *("--out", str(tmp_path / "out"), "--weights", str(weights)),
-    ]
-    environment = settings.child_environment(RAY_ENVIRONMENT)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 1
+    environment = settings.child_environment({**RAY_ENVIRONMENT, **dict.fromkeys(settings.RAY_REDIRECTIONS)})
+
+    def call(path, out):
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.dashboard_url),
+            *("--working-dir", ".", "--", sys.executable, "jobs/render.py", str(path), "--out", str(out)),
+            *(*SMALL, "--weights", str(weights)),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+
+    return call
+
+
+def test_the_command_line_of_ray_submits_it(submit_by_hand, manifest, tmp_path):
+    """With the exit code of a run in which a row failed."""
+    from sakuga import settings
+
+    done = submit_by_hand(
+        manifest({"prompt": "a dance", "id": "good"}, {"prompt": "a dance", "num_frames": 6}), tmp_path / "out"
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
     assert '"E_GEOMETRY": 1' in done.stdout
+    receipt = json.loads((tmp_path / "out" / "good.json").read_text())
+    assert receipt["num_threads"] == settings.usable_cores()
+
+
+def test_a_job_refuses_an_output_that_would_be_lost(submit_by_hand, manifest):
+    done = submit_by_hand(manifest({"prompt": "a dance"}), "out/dancers")
+    assert done.returncode != 0
+    assert "error E_OUTPUT: --out is 'out/dancers'" in done.stdout
 
 
 def test_ctrl_c_stops_the_job_and_says_how_to_go_on(submit, manifest, tmp_path):

@@ -57,6 +57,8 @@ _MINI = ModelCard(
     num_frames=33,
     fps=15,
     num_inference_steps=20,
+    # Validation seeds: 2.5 costs image-to-video 0.8 dB against 1.0, 3.0 finds 9 of 16 named colours where 1.0 finds 5.
+    guidance_scale=2.0,
     precision="fp32",
     loras=("fairy",),
     embedded=True,

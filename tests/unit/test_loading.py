@@ -1,5 +1,6 @@
 """Weights: both folder layouts, one sentence for all that is missing, damaged files named, the right model checked."""
 
+import hashlib
 import json
 import struct
 
@@ -131,6 +132,24 @@ def test_identity_depends_on_every_file_and_not_on_the_folder(mini_folder, tmp_p
     tokenizer = copy / "tokenizer" / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
     assert locate(card("wan-mini"), copy, cache_dir=tmp_path).sha256 != one.sha256
+
+
+def test_a_hash_is_remembered_and_a_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("sakuga.wan.weights.REMEMBERED_FROM_BYTES", 1)
+    path = tmp_path / "w.bin"
+    path.write_bytes(b"weights")
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert file_sha256(path, tmp_path / "cache") == expected
+    notes = list((tmp_path / "cache" / "sha256").iterdir())
+    assert [note.read_text() for note in notes] == [expected]
+    notes[0].write_text("remembered")
+    assert file_sha256(path, tmp_path / "cache") == "remembered"
+    assert not caplog.records
+    # A file in the folder's place: a permission would not stop root.
+    (tmp_path / "blocked").write_bytes(b"")
+    assert file_sha256(path, tmp_path / "blocked") == expected
+    assert "hash not remembered" in caplog.text
+    assert "SAKUGA_CACHE" in caplog.text
 
 
 def test_truncated_part_is_found_before_loading(mini_folder, tmp_path):

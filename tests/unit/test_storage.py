@@ -1,5 +1,6 @@
 """Storage against a folder and against a small server that speaks S3 over HTTP."""
 
+import errno
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
@@ -7,7 +8,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from sakuga.errors import InputError, StorageError
+from sakuga.errors import DiskFullError, InputError, OutputError, StorageError
 from sakuga.storage import LocalFolder, S3Prefix, StoredFile, open_storage
 
 
@@ -119,6 +120,29 @@ def test_s3_missing_object_is_a_storage_error(bucket, tmp_path):
     storage = S3Prefix("s3://shelf/p", cache_dir=tmp_path, endpoint_url=bucket.url)
     with pytest.raises(StorageError, match=r"s3://shelf/p/gone\.bin cannot be downloaded"):
         storage.fetch(StoredFile(name="gone.bin", size_bytes=3))
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(bucket, tmp_path):
+    bucket.objects = {"w.bin": b"12"}
+    blocked = tmp_path / "cache"
+    blocked.write_bytes(b"")  # a file in its place: a permission would not stop root
+    storage = S3Prefix("s3://shelf", cache_dir=blocked, endpoint_url=bucket.url)
+    with pytest.raises(OutputError, match=r"cache folder .*cache cannot be used .*SAKUGA_CACHE"):
+        storage.fetch(storage.find("w.bin")[0])
+
+
+@pytest.mark.parametrize("full_at", ["write_text", "mkdir"])
+def test_a_full_disk_of_the_cache_is_told_as_that(full_at, bucket, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bucket.objects = {"w.bin": b"12"}
+    storage = S3Prefix("s3://shelf", cache_dir=tmp_path, endpoint_url=bucket.url)
+    found = storage.find("w.bin")[0]
+    monkeypatch.setattr(f"pathlib.Path.{full_at}", full)
+    with pytest.raises(DiskFullError, match=r"no space left in .* for s3://shelf/w\.bin \(2 bytes\)"):
+        storage.fetch(found)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/x", "https://host/x", "s3:///x"])

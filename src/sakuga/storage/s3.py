@@ -4,6 +4,7 @@ A cached file is used again when its size and ETag are those that the server lis
 speaks S3 (`endpoint_url`). Credentials come the way boto3 always finds them.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sakuga.errors import DiskFullError, InputError, StorageError
+from sakuga.errors import DiskFullError, InputError, OutputError, SakugaError, StorageError
 from sakuga.storage.base import StoredFile, matches
 
 logger = logging.getLogger(__name__)
@@ -67,20 +68,40 @@ class S3Prefix:
         path = self.cache_dir / self.bucket / self._key(file.name)
         note = path.with_name(path.name + ".etag")
         etag = self._etags.get(file.name, "")
-        if path.is_file() and path.stat().st_size == file.size_bytes and _read(note) == etag:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._cache_access(file):
+            if path.is_file() and path.stat().st_size == file.size_bytes and _read(note) == etag:
+                return path
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         logger.info("download %s (%d bytes)", self._url(file.name), file.size_bytes)
-        try:
-            self._download(file, part)
-            # The note goes last: a crash in between costs a second download, never a stale file.
-            note.unlink(missing_ok=True)
-            os.replace(part, path)
-            note.write_text(etag)
-        finally:
-            part.unlink(missing_ok=True)
+        with self._cache_access(file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._download(file, part)
+                # The note goes last: a crash in between costs a second download, never a stale file.
+                note.unlink(missing_ok=True)
+                os.replace(part, path)
+                note.write_text(etag)
+            finally:
+                part.unlink(missing_ok=True)
         return path
+
+    @contextlib.contextmanager
+    def _cache_access(self, file: StoredFile) -> Iterator[None]:
+        """What the cache folder's disk says, as one of our errors."""
+        try:
+            yield
+        except SakugaError:  # StorageError is an OSError too
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    f"no space left in {self.cache_dir} for {self._url(file.name)} ({file.size_bytes} bytes); "
+                    "free some, or set SAKUGA_CACHE to another folder"
+                ) from error
+            raise OutputError(
+                f"the cache folder {self.cache_dir} cannot be used ({error.strerror or error}); "
+                "set SAKUGA_CACHE to one that can"
+            ) from error
 
     def _download(self, file: StoredFile, part: Path) -> None:
         from boto3.exceptions import Boto3Error
@@ -90,10 +111,6 @@ class S3Prefix:
             self._boto().download_file(self.bucket, self._key(file.name), str(part))
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise StorageError(f"{self._url(file.name)} cannot be downloaded: {error}") from error
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskFullError(f"no space left in {self.cache_dir} for {self._url(file.name)}") from error
-            raise StorageError(f"{part.parent} cannot be written: {error}") from error
         got = part.stat().st_size
         if got != file.size_bytes:
             raise StorageError(f"{self._url(file.name)} came with {got} of {file.size_bytes} bytes; try again")

@@ -5,6 +5,7 @@ Works on names and bytes; nothing is loaded into a model here.     Run: pytest t
 
 import hashlib
 import json
+import logging
 import os
 import re
 import struct
@@ -17,6 +18,8 @@ from pathlib import Path
 from sakuga.errors import WeightsError
 from sakuga.storage import Storage, StoredFile
 from sakuga.wan.cards import CardFile, ModelCard
+
+logger = logging.getLogger(__name__)
 
 CONVERTED_ID = "DiffSynth-Studio/Wan-Series-Converted-Safetensors"
 CONVERTED = (
@@ -143,21 +146,36 @@ def weights_identity(parts: Sequence[WeightPart], cache_dir: Path) -> tuple[str,
 
 
 def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
-    """sha256 of a file. That of a large one is remembered by path, size and modification time."""
+    """sha256 of a file. That of a large one is remembered by path, size and modification time, where that works."""
     stat = path.stat()
-    note = None
-    if cache_dir is not None and stat.st_size >= REMEMBERED_FROM_BYTES:
-        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        note = cache_dir / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    if cache_dir is None or stat.st_size < REMEMBERED_FROM_BYTES:
+        return _sha256(path)
+    identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    note = cache_dir / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    try:
         if note.is_file():
             return note.read_text()
+    except OSError as error:
+        logger.warning("remembered hash %s cannot be read (%s), hashing again", note, error)
     digest = _sha256(path)
-    if note is not None:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(digest)
-        os.replace(part, note)
+    _remember(note, digest)
     return digest
+
+
+def _remember(note: Path, digest: str) -> None:
+    """Only saves time: a cache folder that cannot be written costs the minute again, not the render."""
+    part = note.with_suffix(f".{os.getpid()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(digest)
+            os.replace(part, note)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning(
+            "hash not remembered, %s cannot be written (%s); set SAKUGA_CACHE to a folder that can", note, error
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -42,7 +42,8 @@ def base(tmp_path):
 def test_what_is_left_open_comes_from_the_card(folder, base):
     recipe, inputs, loras = resolve(parse_request({"prompt": "a fairy", "seed": 4}), MINI, base, folder)
     assert (recipe.width, recipe.height, recipe.num_frames, recipe.fps) == (128, 128, 33, 15)
-    assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.flow_shift) == (20, 5.0, 5.0)
+    assert (recipe.num_inference_steps, recipe.flow_shift) == (20, 5.0)
+    assert recipe.guidance_scale == MINI.guidance_scale, "a figure that a new training may move"
     assert (recipe.precision, recipe.attention) == ("fp32", "sdpa")
     assert (dict(inputs.images), loras) == ({}, ())
 

@@ -5,7 +5,8 @@ import torch
 from diffsynth.models import wan_video_dit
 
 from sakuga.errors import AttentionError
-from sakuga.wan.attention import attention, resolve_attention
+from sakuga.recipe import ATTENTIONS
+from sakuga.wan.attention import EXACT, LOSSY, attention, resolve_attention
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -28,6 +29,10 @@ def test_an_error_inside_takes_the_kernel_back_too():
     with pytest.raises(RuntimeError, match="boom"), attention("sdpa"):
         raise RuntimeError("boom")
     assert wan_video_dit.flash_attention is stock
+
+
+def test_a_recipe_takes_the_names_that_there_are_kernels_for():
+    assert {*ATTENTIONS} == {"auto", *EXACT, *LOSSY}
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])

@@ -131,6 +131,7 @@ def test_spellings_of_one_number_share_a_key():
         ({"fps": 0}, RecipeError, "fps"),
         ({"denoising_strength": 0}, RecipeError, "denoising_strength"),
         ({"precision": "fp23"}, RecipeError, "did you mean"),
+        ({"attention": "sgae"}, RecipeError, "did you mean 'sage'"),
         ({"model": "../weights"}, RecipeError, "model"),
         ({"weights_sha256": "A" * 64}, RecipeError, "sha256"),
         ({"loras": (LoraRef(sha256=HASH_A), LoraRef(sha256=HASH_A, weight=2))}, RecipeError, "twice"),
@@ -170,6 +171,11 @@ def test_from_dict_is_strict():
         RenderRecipe.from_dict({**plain, "images": ["x.png"]})
     with pytest.raises(RecipeError, match=r"loras .* must be a list"):
         RenderRecipe.from_dict({**plain, "loras": "fairy"})
+
+
+def test_a_request_names_the_nearest_attention():
+    with pytest.raises(RecipeError, match="attention is 'spda'; did you mean 'sdpa'"):
+        parse_request({"prompt": "x", "attention": "spda"})
 
 
 def test_a_request_names_the_nearest_field():

@@ -9,6 +9,7 @@ Run the tests: pytest tests/unit/test_recipe.py
 from sakuga.recipe.limits import LIMITS, MAX_PROMPT_CHARS, MAX_SEED
 from sakuga.recipe.request import LoraRequest, RecipeRequest, parse_request, seed_from_content
 from sakuga.recipe.values import (
+    ATTENTIONS,
     IMAGE_ROLES,
     NUMERICS_VERSION,
     PRECISIONS,
@@ -22,6 +23,7 @@ from sakuga.recipe.values import (
 )
 
 __all__ = [
+    "ATTENTIONS",
     "IMAGE_ROLES",
     "LIMITS",
     "MAX_PROMPT_CHARS",

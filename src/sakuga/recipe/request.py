@@ -28,7 +28,7 @@ from sakuga.recipe.limits import (
     check_slug,
     check_video_size,
 )
-from sakuga.recipe.values import IMAGE_ROLES, PRECISIONS, VIDEO_ROLES, StepCache, Tiling, check_unique
+from sakuga.recipe.values import ATTENTIONS, IMAGE_ROLES, PRECISIONS, VIDEO_ROLES, StepCache, Tiling, check_unique
 
 MAX_PATH_CHARS = 4096  # PATH_MAX of Linux
 MAX_SHOWN_ERRORS = 3
@@ -127,10 +127,15 @@ class RecipeRequest(BaseModel):
     def _id(cls, value: object) -> str | None:
         return None if value is None else check_id(value)
 
-    @field_validator("model", "attention", mode="before")
+    @field_validator("model", mode="before")
     @classmethod
-    def _slug(cls, value: object, info: ValidationInfo) -> str:
-        return check_slug(str(info.field_name), value)
+    def _model(cls, value: object) -> str:
+        return check_slug("model", value)
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _attention(cls, value: object) -> str:
+        return check_choice("attention", value, ATTENTIONS)
 
     @field_validator("weights_sha256", mode="before")
     @classmethod

@@ -30,6 +30,7 @@ NUMERICS_VERSION = 1  # raise it when a change of the code changes pixels of an 
 IMAGE_ROLES = ("input_image", "end_image", "reference_image")
 VIDEO_ROLES = ("input_video", "control_video", "vace_video", "vace_mask")
 PRECISIONS = ("fp32", "bf16", "fp16")
+ATTENTIONS = ("auto", "sdpa", "fa2", "fa3", "sage")  # whether one runs on a machine is `sakuga.wan.attention`'s to say
 
 Value = TypeVar("Value")
 
@@ -160,7 +161,7 @@ class RenderRecipe:
                 object.__setattr__(self, field.name, check_number(field.name, value))
         check_video_size(self.width, self.height, self.num_frames)
         check_choice("precision", self.precision, PRECISIONS)
-        check_slug("attention", self.attention)
+        check_choice("attention", self.attention, ATTENTIONS)
         check_unique("images", [ref.role for ref in self.images if ref.role != "reference_image"])
         check_unique("videos", [ref.role for ref in self.videos])
         check_unique("loras", [ref.sha256 for ref in self.loras])

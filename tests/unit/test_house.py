@@ -114,6 +114,15 @@ def test_every_module_says_what_it_is():
     assert not missing
 
 
+def test_tests_named_in_docstrings_exist():
+    found = []
+    for path in _tracked("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        named = re.findall(r"\btests/[\w/.-]*\w", docstring)
+        found += [f"{path.relative_to(ROOT)}: {name}" for name in named if not (ROOT / name).exists()]
+    assert not found
+
+
 @pytest.mark.parametrize("name", ["utils.py", "helpers.py", "manager.py", "common.py"])
 def test_no_drawer_for_everything(name):
     assert not [path for path in _python(SRC) if path.name == name]

@@ -61,7 +61,7 @@ class FakeRenderer:
         self.name = name
         for step in (1, 2):
             on_step("denoise", step, 2, 0.1)
-        return {"key": self.key(request), "seconds": {"denoise": 0.2}}
+        return {"key": self.key(request), "seconds": {"denoise": 0.2}, "notes": ["the video has 9 [s], 5 are used"]}
 
 
 @pytest.fixture
@@ -101,6 +101,11 @@ def test_every_render_option_reaches_its_field(renderer, tmp_path, capsys):
         "clip.sprites.webp",
         "clip.json",
     ]
+
+
+def test_render_says_the_notes_of_its_receipt(renderer, tmp_path, capsys):
+    assert cli.run(["render", "a dancer", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "note: the video has 9 [s], 5 are used"
 
 
 def test_render_takes_its_threads_from_the_environment(renderer, tmp_path, monkeypatch):

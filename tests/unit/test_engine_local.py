@@ -223,6 +223,17 @@ def test_a_prompt_beyond_the_tokenizer_is_said_in_the_receipt(engine, caplog):
     assert engine.receipt(recipe(), engine.render(recipe()))["notes"] == []
 
 
+def test_what_is_cut_off_an_input_is_said_in_the_receipt(engine):
+    video = np.zeros((7, 32, 40, 3), dtype=np.uint8)
+    wanted = recipe(videos=(VideoRef(role="input_video", sha256=video_sha256(video)),), denoising_strength=0.5)
+    rendered = engine.render(wanted, RenderInputs(videos={"input_video": video}, notes=("said before",)))
+    assert engine.receipt(wanted, rendered)["notes"] == [
+        "said before",
+        "input_video has 7 frames, the first 5 are used",
+        "input_video is 40x32, its middle 32x32 is used for 32x32",
+    ]
+
+
 def test_receipt_holds_what_made_the_video_and_is_json(engine):
     wanted = recipe()
     video = engine.render(wanted)

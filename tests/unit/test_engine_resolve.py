@@ -65,6 +65,14 @@ def test_images_are_named_by_content_and_loras_by_file(folder, base):
     assert again.render_key == recipe.render_key, "the same pixels under another name are the same video"
 
 
+def test_what_is_left_out_of_a_picture_is_noted_under_its_role(folder, base):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green")]
+    frames[0].save(base / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    request = parse_request({"prompt": "x", "input_image": "photo.png", "end_image": "moving.webp", "seed": 1})
+    inputs = resolve(request, MINI, base, folder)[1]
+    assert inputs.notes == ("end_image: animated picture, the first of 2 frames is used",)
+
+
 def test_a_missing_seed_is_drawn_and_auto_attention_has_one_key(folder, base):
     seeds = {resolve(parse_request({"prompt": "x"}), MINI, base, folder)[0].seed for _ in range(3)}
     assert len(seeds) == 3

@@ -82,7 +82,9 @@ def render(
     name, receipt = _render(fields, out, name, weights, device)
     files = [f"{out / name}{suffix}" for suffix in (".mp4", ".webp", ".sprites.webp", ".json")]
     payload = {"key": receipt["key"], "name": name, "files": files, "receipt": receipt}
-    finish(payload, escape("\n".join([f"key {receipt['key']}", *files])), as_json)
+    notes = receipt.get("notes")
+    remarks = [f"note: {note}" for note in notes] if isinstance(notes, list) else []
+    finish(payload, escape("\n".join([f"key {receipt['key']}", *files, *remarks])), as_json)
 
 
 def _render(

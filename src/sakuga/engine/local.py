@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sakuga.engine.encode import encode, tiling_arguments
+from sakuga.engine.notes import input_notes
 from sakuga.engine.receipt import build_receipt
 from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
 from sakuga.engine.snapshot import load_state, save_state
@@ -85,7 +86,7 @@ class LocalEngine:
         check_task(recipe, self.card)
         self._check_is_for_me(recipe)
         self.add_loras(inputs.lora_paths)
-        notes = self._prompt_notes(recipe)
+        notes = (*input_notes(recipe, inputs), *self._prompt_notes(recipe))
         with self._ready(recipe), stdout_to_log():
             encoded = encode(self._pipe, recipe, inputs)
         self._synchronize()

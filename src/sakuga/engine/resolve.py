@@ -44,7 +44,12 @@ def resolve(
     """
     bare = _recipe(request, card, weights_sha256="0" * 64)
     check_task(_with_placeholders(bare, request), card)
-    images = {role: load_image(base_dir / path) for role in IMAGE_ROLES if (path := getattr(request, role))}
+    notes: list[str] = []
+    images = {
+        role: load_image(base_dir / path, tell=lambda text, role=role: notes.append(f"{role}: {text}"))
+        for role in IMAGE_ROLES
+        if (path := getattr(request, role))
+    }
     videos = {role: read_video(base_dir / path) for role in VIDEO_ROLES if (path := getattr(request, role))}
     found = located(card, weights)
     if request.weights_sha256 not in (None, found.sha256):
@@ -65,7 +70,8 @@ def resolve(
             for lora, path in zip(request.loras, lora_paths, strict=True)
         ),
     )
-    return recipe, RenderInputs(images=images, videos=videos, lora_paths=lora_paths), lora_paths
+    inputs = RenderInputs(images=images, videos=videos, lora_paths=lora_paths, notes=tuple(notes))
+    return recipe, inputs, lora_paths
 
 
 def located(card: ModelCard, weights: str | Path | None = None) -> WeightSet:

@@ -27,6 +27,8 @@ class RenderInputs:
     """By role: uint8 RGB, THWC, of any size and at least as long as the render."""
     lora_paths: tuple[Path, ...] = ()
     """In the order of `recipe.loras`."""
+    notes: tuple[str, ...] = ()
+    """What was left out of these contents when their files were read; goes into the receipt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

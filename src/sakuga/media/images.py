@@ -11,6 +11,7 @@ import io
 import logging
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,20 @@ SIGNATURES = (
 PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
-def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] | None = None
+) -> Image.Image:
     """The picture as upright RGB without metadata; of an animation the first frame. Raises ImageError.
 
-    `max_pixels` bounds width x height, read from the header: decoding takes about 8 bytes a pixel.
+    `max_pixels` bounds width x height, read from the header: decoding takes about 8 bytes a pixel. `tell` is given a
+    sentence for whatever of the file has no effect; it is logged in any case.
     """
+
+    def say(text: str) -> None:
+        logger.warning("%s: %s", text, shown(path))
+        if tell is not None:
+            tell(text)
+
     data = _read_file(Path(path))
     try:
         with warnings.catch_warnings():
@@ -61,7 +71,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     if width * height > max_pixels:
         raise ImageError(f"{shown(path)} is {width}x{height}; make it smaller, at most {max_pixels:,} pixels are taken")
     try:
-        return _upright_rgb(picture, path)
+        return _upright_rgb(picture, say)
     except Exception as error:  # as above, for the pixels
         raise _damaged(path, error) from error
 
@@ -86,7 +96,7 @@ def _read_file(path: Path) -> bytes:
             raise ImageError(f"{shown(path)} has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{shown(path)} does not exist; check the path (relative to the manifest's folder)") from None
+        raise ImageError(f"{shown(path)} does not exist; check the path") from None
     except (OSError, ValueError) as error:  # ImageError is a ValueError; a NUL in a path is one too
         if isinstance(error, ImageError):
             raise
@@ -97,17 +107,17 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
-def _upright_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
+def _upright_rgb(picture: Image.Image, say: Callable[[str], None]) -> Image.Image:
     num_frames = getattr(picture, "n_frames", 1)
     if num_frames > 1:
-        logger.info("animated picture, the first of %d frames is used: %s", num_frames, shown(path))
+        say(f"animated picture, the first of {num_frames} frames is used")
         picture.seek(0)
     icc_profile = picture.info.get("icc_profile")
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     picture = _on_white(_eight_bits(picture))
     if icc_profile:
-        picture = _to_srgb(picture, icc_profile, path)
+        picture = _to_srgb(picture, icc_profile, say)
     rgb = picture.convert("RGB")
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())  # a new picture: no EXIF, no GPS, no file behind it
 
@@ -129,16 +139,16 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _to_srgb(picture: Image.Image, icc_profile: bytes, path: str | Path) -> Image.Image:
+def _to_srgb(picture: Image.Image, icc_profile: bytes, say: Callable[[str], None]) -> Image.Image:
     """Through the embedded profile; one that is broken or of another space is left out, and that is said."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
         if source.profile.xcolor_space.strip() != PROFILE_SPACES[picture.mode]:
-            logger.warning("colour profile is of another colour space, taken as sRGB: %s", shown(path))
+            say("colour profile is of another colour space, taken as sRGB")
             return picture
         converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, ImageCms.PyCMSError, ValueError):
-        logger.warning("colour profile cannot be used, taken as sRGB: %s", shown(path))
+        say("colour profile cannot be used, taken as sRGB")
         return picture
     return picture if converted is None else converted
 

@@ -5,7 +5,7 @@
 `i2v` renders live dancers from their first frame and prompt, `fairy` the same with the fairy LoRA on fairy targets.
 Rivals: `frozen` repeats the first frame, `vae` only encodes and decodes the target, the ceiling of any render. Figure
 metrics count where a dancer is in any frame of the target, and 4 pixels around. `t2v` asks for named colours and looks
-whether hair and outfit have them.
+whether hair and outfit have them. `geometries` has `i2v` in other sizes and lengths, on fewer seeds.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ T2V_FRAMES = 17
 """Text-to-video clips are half as long: only colours are read off them."""
 BOX_HALF_REL = 0.045
 """Half the width of a colour box, as a share of the picture's width."""
+GEOMETRIES = ((96, 160, 33), (160, 96, 33), (128, 128, 17), (128, 128, 77))
+"""Width, height and frames besides the card's 128x128 with 33."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +105,24 @@ def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
 
 
-def score_world(engine: LocalEngine, options: Options, world: World, lora: str | None) -> tuple[dict, list]:
+def score_world(
+    engine: LocalEngine,
+    options: Options,
+    world: World,
+    lora: str | None,
+    width: int = 128,
+    height: int = 128,
+    num_frames: int = 33,
+) -> tuple[dict, list]:
     """Means of i2v, frozen and vae over the held-out seeds, what separates them, and the videos for the sheet."""
     rows: dict[str, list[dict[str, float]]] = {"i2v": [], "frozen": [], "vae": [], "target": []}
     seconds, sheet = [], []
     for seed in range(options.seed, options.seed + options.count):
-        target = make_sample(seed, world)
+        target = make_sample(seed, world, width=width, height=height, num_frames=num_frames)
         frames, took = render(
-            engine, options, target.prompt, seed, image_HWC=target.input_image_HWC, loras=[lora] if lora else []
-        )
+            engine, options, target.prompt, seed, target.input_image_HWC,
+            loras=[lora] if lora else [], width=width, height=height, num_frames=num_frames,
+        )  # fmt: skip
         seconds.append(took)
         frozen = np.repeat(target.video_THWC[:1], len(target.video_THWC), axis=0)
         rows["i2v"].append(score(target, frames))
@@ -129,6 +140,15 @@ def score_world(engine: LocalEngine, options: Options, world: World, lora: str |
     i2v["motion_ratio"] = round(i2v["motion"] / means.pop("target")["motion"], 4)
     means["seconds_per_video"] = round(float(np.mean(seconds)), 3)
     return means, sheet
+
+
+def score_geometries(engine: LocalEngine, options: Options) -> dict[str, dict[str, float]]:
+    """What i2v gains over the frozen frame and how much it moves, in every one of `GEOMETRIES`."""
+    found = {}
+    for width, height, num_frames in GEOMETRIES:
+        i2v = score_world(engine, options, "live", None, width, height, num_frames)[0]["i2v"]
+        found[f"{width}x{height}x{num_frames}"] = {name: i2v[name] for name in ("gain_db", "motion_ratio")}
+    return found
 
 
 def colour_boxes(choreography: Choreography, size: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
@@ -188,6 +208,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="denoise steps instead of the card's")
     parser.add_argument("--guidance", type=float, help="guidance scale instead of the card's")
     parser.add_argument("--t2v-count", type=int, default=50)
+    parser.add_argument("--geometry-count", type=int, default=2, help="seeds a geometry; 0 skips them")
     parser.add_argument("--weights", type=Path, help="a model folder instead of the embedded one")
     parser.add_argument("--skip", nargs="*", default=[], choices=("i2v", "fairy", "t2v"))
     parser.add_argument("--sheet", type=Path, help="write contact sheets into this folder")
@@ -208,6 +229,9 @@ def main() -> None:
         result["fairy"], sheets["fairy"] = score_world(engine, options, "fairy", "fairy")
     if "t2v" not in args.skip:
         result["t2v"], sheets["t2v"] = colour_hits(engine, options)
+    if args.geometry_count:
+        result["geometry_count"] = args.geometry_count
+        result["geometries"] = score_geometries(engine, replace(options, count=args.geometry_count))
     for name, rows in sheets.items() if args.sheet else ():
         args.sheet.mkdir(parents=True, exist_ok=True)
         save_image(args.sheet / f"mini_{name}.png", contact_sheet(rows[:16]))

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -42,3 +43,28 @@ def test_first_light_ends_in_one_line_of_json(benchmark, words, monkeypatch, cap
 def test_a_result_that_is_no_number_is_refused(benchmark):
     with pytest.raises(ValueError, match="JSON"):
         benchmark("common").print_result({"gain_db": float("nan")}, as_json=True)
+
+
+def test_mini_quality_scores_every_geometry(benchmark, monkeypatch, capsys):
+    module = benchmark("mini_quality", "--skip", "i2v", "fairy", "t2v", "--geometry-count", "1", "--json")
+    asked = []
+
+    def render(_engine, _options, _prompt, _seed, _image, *, width, height, num_frames, loras):
+        asked.append((width, height, num_frames, loras))
+        return np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8), 0.5
+
+    monkeypatch.setattr(module, "render", render)
+    monkeypatch.setattr(module, "through_vae", lambda _engine, video: video)
+    monkeypatch.setattr(module.LocalEngine, "load", lambda *_: None)
+    monkeypatch.setattr(module, "GEOMETRIES", ((32, 48, 5), (48, 32, 9)))
+    module.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert asked == [(32, 48, 5, []), (48, 32, 9, [])]
+    assert result["geometry_count"] == 1
+    assert set(result["geometries"]) == {"32x48x5", "48x32x9"}
+    for figures in result["geometries"].values():
+        assert figures["gain_db"] < 0 < 1 < figures["motion_ratio"], "noise is worse than the first frame, and busier"
+
+
+def test_mini_quality_covers_portrait_landscape_short_and_long(benchmark):
+    assert set(benchmark("mini_quality").GEOMETRIES) == {(96, 160, 33), (160, 96, 33), (128, 128, 17), (128, 128, 77)}

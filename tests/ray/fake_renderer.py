@@ -2,7 +2,7 @@
 
 Prompts: "dance" renders; "raise" raises a ValueError, "no disk" a full disk, "no recipe" has no key;
 "die once" kills its process at the first attempt and "die always" at each; "signal PID NUM" sends a signal mid-row;
-"wreck" raises what no worker catches, so that Ray itself fails.
+"wreck" raises what no worker catches, so that Ray itself fails; "hold" waits until a file `release` lies in the folder.
 """
 
 import errno
@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 from sakuga.errors import GeometryError
 from sakuga.media.files import output_error
 
 STEPS = 3
+HOLD_LIMIT_S = 60
 
 
 class Wreck(BaseException):
@@ -48,6 +50,11 @@ class FakeRenderer:
         return receipt
 
     def _act(self, words, name):
+        if words[0] == "hold":
+            deadline = time.monotonic() + HOLD_LIMIT_S
+            while not (self.out / "release").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return
         if words[0] == "raise":
             raise ValueError("this row is cursed")
         if words[0] == "no":

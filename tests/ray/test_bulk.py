@@ -98,7 +98,8 @@ def test_a_killed_worker_costs_its_row_one_retry(run, manifest):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_cleanly_and_says_how_to_go_on(run, manifest, number):
-    path = manifest("dance", f"signal {os.getpid()} {int(number)}", *["dance"] * 4)  # the second row stops the run
+    # The second row stops the run; the others wait, for on a busy machine they would end before the signal is seen.
+    path = manifest("dance", f"signal {os.getpid()} {int(number)}", *["hold"] * 4)
     with pytest.raises(KeyboardInterrupt, match="run the same command again") as stop:
         run(path, num_workers=1)
     assert str(run.out) in str(stop.value)
@@ -106,6 +107,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(run, manifest, number):
     assert summary["done"] >= 1  # the first row, which was done before
     assert summary["not_run"] == 6 - len(results(run.out)) >= 1
     before = len(rendered(run.out))
+    (run.out / "release").touch()
     assert run(path).not_run == 0
     # Whatever the stop caught in the middle runs again, and nothing that was done.
     assert len(rendered(run.out)) - before <= 6 - summary["done"]

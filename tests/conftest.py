@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import random
 import zlib
 
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # Two test processes on two cores: threads that spin at barriers slow each other down a hundredfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell starts background jobs with Ctrl-C ignored, and Python keeps that: tests of interruption would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):

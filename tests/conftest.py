@@ -4,8 +4,8 @@
 """
 
 import os
-import signal
 import random
+import signal
 import zlib
 
 import pytest

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffsynth.pipelines.wan_video import model_fn_wan_video
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sakuga.synth.dataset import is_test_seed
 from sakuga.training.mini import dit as dit_stage
@@ -20,7 +20,7 @@ from sakuga.training.mini.latents import Clip, cache_clips, draw_clip, geometry_
 from sakuga.training.mini.optim import Ema, MuonAdamW, orthogonalised
 from sakuga.training.mini.pictures import load_photos, photo_crop
 from sakuga.training.mini.run import Run
-from sakuga.training.mini.vae import ClipPool, Phase, VaePreset, VaeTrainer
+from sakuga.training.mini.vae import ClipPool, Phase, VaePreset, VaeTrainer, train_vae
 from sakuga.wan.attention import attention
 from sakuga.wan.mini import MiniConfig, random_weights
 from sakuga.wan.mini.models import DitConfig, TextEncoderConfig
@@ -49,7 +49,7 @@ def small(monkeypatch):
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
     torch.manual_seed(0)
-    for shape in ((16, 40), (40, 16)):
+    for shape in ((16, 40), (40, 16), (3, 16, 40)):
         values = torch.linalg.svdvals(orthogonalised(torch.randn(shape) * 7))
         assert values.min() > 0.5
         assert values.max() < 1.3
@@ -71,6 +71,57 @@ def test_short_texts_give_what_512_tokens_give():
             cut = model_fn_wan_video(dit, latents=latents, timestep=timestep, context=context[:, :60], y=y)
     assert torch.allclose(short, full, atol=1e-5)
     assert not torch.allclose(cut, full, atol=1e-5), "the number of padding tokens must matter, or this proves nothing"
+
+
+def small_batch(num: int = 2) -> flow.Batch:
+    return flow.Batch(
+        latents_BCThw=torch.randn(num, 16, 3, 8, 8),
+        y_BCThw=torch.randn(num, 20, 3, 8, 8),
+        weight_BThw=1 + torch.rand(num, 3, 8, 8),
+        token_ids_BL=torch.zeros(num, 4, dtype=torch.long),
+        token_mask_BL=torch.ones(num, 4, dtype=torch.long),
+    )
+
+
+def test_keeping_every_token_gives_the_whole_models_velocity_and_loss():
+    torch.manual_seed(0)
+    dit, batch, context = SMALL.build_dit(), small_batch(), torch.randn(2, 72, 48)
+    kept = torch.arange(3 * 4 * 4).expand(2, -1)
+    timestep = torch.tensor([900.0, 300.0])
+    with torch.no_grad(), flow.training_attention():
+        args = (dit, batch.latents_BCThw, timestep, context, batch.y_BCThw)
+        tokens = flow.masked_velocity(*args, kept)
+        half = flow.masked_velocity(*args, kept[:, ::2])
+        whole = model_fn_wan_video(args[0], latents=args[1], timestep=args[2], context=args[3], y=args[4])
+    assert torch.allclose(tokens, flow._patches(whole, kept), atol=1e-5)
+    assert not torch.allclose(half, tokens[:, ::2], atol=1e-3), "left-out tokens must be seen by none"
+
+
+def test_the_masked_loss_is_the_loss_of_its_tokens(monkeypatch):
+    torch.manual_seed(0)
+    dit, batch, context = SMALL.build_dit(), small_batch(), torch.randn(2, 72, 48)
+
+    def everything(weight, share, rng):
+        return torch.arange(3 * 4 * 4).expand(2, -1)
+
+    monkeypatch.setattr(flow, "draw_tokens", everything)
+    with torch.no_grad(), flow.training_attention():
+        whole, masked = (
+            flow.flow_loss(dit, context, batch, torch.Generator().manual_seed(1), share) for share in (1.0, 0.5)
+        )
+    assert masked == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_drawn_tokens_hold_the_dancer_and_the_same_places_in_every_frame():
+    weight = torch.ones(1, 3, 8, 8)
+    weight[0, 1, 2:6, 4:6] = 3.0  # two places of the 4 x 4, in one frame only
+    kept = flow.draw_tokens(weight, 0.25, torch.Generator().manual_seed(0))
+    places = kept.view(3, 4)
+    assert {1 * 4 + 2, 2 * 4 + 2} <= set(places[0].tolist())
+    assert torch.equal(places[1], places[0] + 16)
+    assert torch.equal(places[2], places[0] + 32)
+    other = flow.draw_tokens(weight, 0.25, torch.Generator().manual_seed(1))
+    assert not torch.equal(kept, other), "the background is drawn anew"
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
@@ -133,6 +184,10 @@ def test_new_weights_get_new_run_folders(tmp_path):
     (tmp_path / "other" / "vae.safetensors").replace(tmp_path / "vae.safetensors")
     last = {stage: run_folder(args, stage) for stage in before}
     assert [stage for stage in before if after[stage] != last[stage]] == ["clips-live", "base", "fairy"]
+    vae = load_file(tmp_path / "vae.safetensors")
+    name = next(name for name in vae if name.startswith("model.decoder."))
+    save_file(vae | {name: vae[name] + 1}, tmp_path / "vae.safetensors")
+    assert {stage: run_folder(args, stage) for stage in before} == last, "latents do not depend on the decoder"
 
 
 def test_the_card_tells_what_was_trained_and_what_is_missing(tmp_path):
@@ -204,6 +259,16 @@ def test_vae_step_reaches_encoder_and_decoder():
     assert figures["kl"] > 0
     without = [name for name, p in trainer.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
+
+
+def test_a_finer_decoder_leaves_the_encoder_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    vae = MiniConfig().build_vae()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    preset = VaePreset(phases=(Phase(2, 1, 5),), crop=32, lr=1e-3, pool_clips=1, photo_share=0.0)
+    after = train_vae(tmp_path, preset, "cpu", decoder_of=vae).state_dict()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "conv2"}
 
 
 def test_vae_batches_mix_dancers_and_photographs():

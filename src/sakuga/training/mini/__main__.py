@@ -23,7 +23,7 @@ from sakuga.training.mini.dit import (
 )
 from sakuga.training.mini.latents import cache_clips, training_seeds
 from sakuga.training.mini.run import fingerprint, pick_device
-from sakuga.training.mini.vae import VAE_PRESETS, train_vae
+from sakuga.training.mini.vae import DECODER_PRESETS, VAE_PRESETS, train_vae
 from sakuga.wan.mini import PARTS, mini_dir, save_part
 from sakuga.wan.mini.models import MiniConfig
 from sakuga.wan.mini.tokenizer import save_tokenizer
@@ -31,7 +31,7 @@ from sakuga.wan.mini.tokenizer import save_tokenizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sakuga.training.mini", description=__doc__)
-    parser.add_argument("stage", choices=("tokenizer", "vae", "cache", "base", "fairy", "card"))
+    parser.add_argument("stage", choices=("tokenizer", "vae", "cache", "base", "decoder", "fairy", "card"))
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="checkpoints, logs and cached latents")
     parser.add_argument("--weights", type=Path, default=mini_dir(), help="model folder that is read and written")
@@ -51,6 +51,7 @@ def main() -> None:
         "vae": make_vae,
         "cache": make_cache,
         "base": make_base,
+        "decoder": make_decoder,
         "fairy": make_fairy,
         "card": make_card,
     }
@@ -59,13 +60,21 @@ def main() -> None:
 
 def run_folder(args: argparse.Namespace, stage: str) -> Path:
     """Where a stage runs: named after what it rests on."""
-    below = {"vae": (), "clips-live": PARTS[1:2], "clips-fairy": PARTS[1:2], "base": PARTS[1:2], "fairy": PARTS}[stage]
+    below = {"vae": (), "fairy": PARTS}.get(stage, ("vae",))
     basis = fingerprint(*(args.weights / f"{part}.safetensors" for part in below))
     return args.runs / (f"{stage}-{basis}" if below else stage)
 
 
 def make_vae(args: argparse.Namespace) -> None:
     vae = train_vae(run_folder(args, "vae"), VAE_PRESETS[args.preset], args.device, args.photos)
+    save_part(vae, args.weights / "vae.safetensors")
+
+
+def make_decoder(args: argparse.Namespace) -> None:
+    vae = MiniConfig().build_vae()
+    load_part(vae, args.weights / "vae.safetensors")
+    preset = DECODER_PRESETS[args.preset]
+    train_vae(run_folder(args, "decoder"), preset, args.device, args.photos, decoder_of=vae)
     save_part(vae, args.weights / "vae.safetensors")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-STAGES = ("vae", "base", "fairy")
+STAGES = ("vae", "base", "decoder", "fairy")
 
 
 def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:

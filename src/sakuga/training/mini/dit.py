@@ -36,12 +36,26 @@ class DitPreset:
     lr: float
     ema_decay: float
     figure_weight: float = 2.0
+    token_share: float = 1.0
+    """Share of the tokens that a step computes, but for the last `full_share` of the run: `flow.draw_tokens`."""
+    full_share: float = 0.25
     lora_rank: int = 16
     seed: int = 0
 
+    def token_share_at(self, step: int) -> float:
+        return self.token_share if step < (1 - self.full_share) * self.num_steps else 1.0
+
 
 BASE_PRESETS = {
-    "cpu": DitPreset(num_clips=640, num_steps=2600, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.997),
+    "cpu": DitPreset(
+        num_clips=1500,
+        num_steps=4400,
+        tokens_per_batch=16 * 576,
+        lr=2e-3,
+        ema_decay=0.998,
+        token_share=0.5,
+        full_share=0.12,
+    ),
     "gpu": DitPreset(num_clips=20000, num_steps=30000, tokens_per_batch=64 * 576, lr=2e-3, ema_decay=0.9995),
 }
 FAIRY_PRESETS = {
@@ -57,8 +71,8 @@ class DitTrainer(torch.nn.Module):
         super().__init__()
         self.dit, self.text_encoder = dit, text_encoder
 
-    def forward(self, batch: flow.Batch, rng: torch.Generator) -> torch.Tensor:
-        return flow.flow_loss(self.dit, flow.encode_text(self.text_encoder, batch), batch, rng)
+    def forward(self, batch: flow.Batch, rng: torch.Generator, token_share: float = 1.0) -> torch.Tensor:
+        return flow.flow_loss(self.dit, flow.encode_text(self.text_encoder, batch), batch, rng, token_share)
 
 
 class Buckets:
@@ -138,7 +152,7 @@ def train_dit(
             rng = step_generator(preset.seed, run.step)
             batch = flow.make_batch(buckets.draw(rng), tokenizer, rng, device, preset.figure_weight)
             with torch.autocast(device.type, torch.bfloat16):
-                loss = trainer(batch, rng)
+                loss = trainer(batch, rng, preset.token_share_at(run.step))
             loss.backward()
             norm = optimizer.step(run.step)
             run.ema.update(trainer, run.step)

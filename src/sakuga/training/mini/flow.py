@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from diffsynth.models import wan_video_dit
-from diffsynth.models.wan_video_dit import WanModel
+from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.pipelines.wan_video import model_fn_wan_video
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ FLOW_SHIFT = 5.0
 NUM_TEXT_TOKENS = 512
 """What the pipeline always passes; training passes fewer, see `training_attention`."""
 SHORT_TEXT_TOKENS = 72
+PATCH_AREA = 4
+"""Latent pixels of a token: 1 x 2 x 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +137,10 @@ def encode_text(text_encoder: WanTextEncoder, batch: Batch) -> torch.Tensor:
     return F.pad(context, (0, 0, 0, 1))
 
 
-def flow_loss(dit: WanModel, context_BLD: torch.Tensor, batch: Batch, rng: torch.Generator) -> torch.Tensor:
-    """Mean squared error of the velocity in fp32, heavier where the dancer is."""
+def flow_loss(
+    dit: WanModel, context_BLD: torch.Tensor, batch: Batch, rng: torch.Generator, token_share: float = 1.0
+) -> torch.Tensor:
+    """Mean squared error of the velocity in fp32, heavier where the dancer is; on `token_share` of the tokens."""
     num = batch.latents_BCThw.shape[0]
     device = batch.latents_BCThw.device
     strata = (torch.randperm(num, generator=rng) + torch.rand(num, generator=rng)) / num
@@ -144,6 +148,60 @@ def flow_loss(dit: WanModel, context_BLD: torch.Tensor, batch: Batch, rng: torch
     noise = torch.randn(batch.latents_BCThw.shape, generator=rng).to(device)
     s = sigma_B.view(-1, 1, 1, 1, 1)
     noisy = (1 - s) * batch.latents_BCThw + s * noise
-    velocity = model_fn_wan_video(dit, latents=noisy, timestep=1000 * sigma_B, context=context_BLD, y=batch.y_BCThw)
-    error = (velocity.float() - (noise - batch.latents_BCThw)).square().mean(1)
-    return (error * batch.weight_BThw).sum() / batch.weight_BThw.sum()
+    target, weight = noise - batch.latents_BCThw, batch.weight_BThw
+    if token_share < 1:
+        kept_BK = draw_tokens(weight.cpu(), token_share, rng).to(device)
+        velocity = masked_velocity(dit, noisy, 1000 * sigma_B, context_BLD, batch.y_BCThw, kept_BK)
+        error = (velocity.float() - _patches(target, kept_BK)).unflatten(2, (PATCH_AREA, -1)).square().mean(3)
+        weight = _patches(weight[:, None], kept_BK)
+    else:
+        velocity = model_fn_wan_video(dit, latents=noisy, timestep=1000 * sigma_B, context=context_BLD, y=batch.y_BCThw)
+        error = (velocity.float() - target).square().mean(1)
+    return (error * weight).sum() / weight.sum()
+
+
+def draw_tokens(weight_BThw: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
+    """Indices (B, K) of the tokens that a step computes: the dancer's places first, then random background.
+
+    A place is kept in all frames or in none, so that a token always finds its own past and future. Three quarters of
+    a clip's tokens hold a still background that is learned within minutes; leaving half of the tokens out more than
+    halves a step. The last stretch of a run sees all of them (Zheng et al. 2023, "Fast training of diffusion models
+    with masked transformers").
+    """
+    num_frames, size = weight_BThw.shape[1], weight_BThw[0, 0].numel() // PATCH_AREA
+    dancer = F.avg_pool2d(weight_BThw, 2).amax(1).flatten(1) > 1.02
+    order = dancer.float() + torch.rand(dancer.shape, generator=rng)
+    place_BK = order.topk(max(1, round(share * size)), dim=1).indices.sort(dim=1).values
+    return (torch.arange(num_frames)[None, :, None] * size + place_BK[:, None]).flatten(1)
+
+
+def masked_velocity(
+    dit: WanModel,
+    noisy_BCThw: torch.Tensor,
+    timestep_B: torch.Tensor,
+    context_BLD: torch.Tensor,
+    y_BCThw: torch.Tensor,
+    kept_BK: torch.Tensor,
+) -> torch.Tensor:
+    """What the head gives for the kept tokens (B, K, 4 * C); the others never enter a block."""
+    x = dit.patchify(torch.cat([noisy_BCThw, y_BCThw], dim=1))
+    f, h, w = x.shape[2:]
+    axes = (dit.freqs[0][:f, None, None], dit.freqs[1][None, :h, None], dit.freqs[2][None, None, :w])
+    freqs = torch.cat([axis.expand(f, h, w, -1) for axis in axes], dim=-1).flatten(0, 2)[kept_BK].unsqueeze(2)
+    x = _gather(x.flatten(2).transpose(1, 2), kept_BK)
+    t = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep_B))
+    t_mod = dit.time_projection(t).unflatten(1, (6, dit.dim))
+    context = dit.text_embedding(context_BLD)
+    for block in dit.blocks:
+        x = block(x, context, t_mod, freqs)
+    return dit.head(x, t)
+
+
+def _patches(x_BCThw: torch.Tensor, kept_BK: torch.Tensor) -> torch.Tensor:
+    """Kept patches (B, K, 4 * C), each in the order of the head's output: row, column, channel."""
+    rows = x_BCThw.unflatten(4, (-1, 2)).unflatten(3, (-1, 2))  # B C T h/2 2 w/2 2
+    return _gather(rows.permute(0, 2, 3, 5, 4, 6, 1).flatten(4).flatten(1, 3), kept_BK)
+
+
+def _gather(x_BSD: torch.Tensor, kept_BK: torch.Tensor) -> torch.Tensor:
+    return x_BSD.gather(1, kept_BK[..., None].expand(-1, -1, x_BSD.shape[2]))

@@ -7,23 +7,23 @@ the nearest orthogonal matrix, found by five Newton-Schulz steps. At this scale 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 
 
 def orthogonalised(gradient: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
-    """Approximate U V^T of a matrix G = U S V^T; the singular values end within 0.7..1.2, which is enough here."""
+    """Approximate U V^T of matrices G = U S V^T, (..., m, n); the singular values end within 0.7..1.2, enough here."""
     a, b, c = 3.4445, -4.7750, 2.0315
+    tall = gradient.shape[-2] > gradient.shape[-1]
+    x = gradient.mT if tall else gradient
     # bf16, as in the original: the steps correct each other's rounding.
-    x = (gradient / (gradient.norm() + 1e-7)).bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    if tall:
-        x = x.T
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
     for _ in range(num_steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(gradient.dtype)
+    return (x.mT if tall else x).to(gradient.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,19 +35,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):  # the base class's signature has overloads
         for group in self.param_groups:
+            # Matrices of one shape go through the iteration together: on two cores 0.10 s a step of Wan-mini's DiT
+            # where one at a time takes 0.45 s.
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    state["momentum"] = torch.zeros_like(param)
-                momentum = state["momentum"].mul_(group["momentum"]).add_(param.grad)
-                update = param.grad + group["momentum"] * momentum
-                matrix = update.reshape(update.shape[0], -1)
-                scale = 0.2 * math.sqrt(max(matrix.shape))
+                if param.grad is not None:
+                    by_shape[param.flatten(1).shape].append(param)
+            for shape, params in by_shape.items():
+                updates = torch.stack([self._momentum(param, group["momentum"]).flatten(1) for param in params])
                 # 0.2 sqrt(max dimension) gives Muon the update size of AdamW, so that both share one learning rate
                 # (Liu et al. 2025, "Muon is scalable for LLM training").
-                param.add_(orthogonalised(matrix).view_as(param), alpha=-group["lr"] * scale)
+                scale = 0.2 * math.sqrt(max(shape))
+                for param, update in zip(params, orthogonalised(updates), strict=True):
+                    param.add_(update.view_as(param), alpha=-group["lr"] * scale)
+
+    def _momentum(self, param: torch.nn.Parameter, decay: float) -> torch.Tensor:
+        """Nesterov's look-ahead of the running mean of gradients."""
+        assert param.grad is not None
+        state = self.state[param]
+        if not state:
+            state["momentum"] = torch.zeros_like(param)
+        momentum = state["momentum"].mul_(decay).add_(param.grad)
+        return param.grad + decay * momentum
 
 
 class MuonAdamW:

@@ -1,5 +1,8 @@
 """Train Wan-mini's VAE on short clips of both worlds and of photographs, then measure its latents.
 
+The encoder fixes what latents mean, and with it the cache, the DiT and every LoRA. The decoder alone can be trained on
+afterwards at no such cost, on longer clips than the whole VAE can afford.
+
 Loss: mean absolute and squared error of the reconstruction, and a little KL divergence that keeps the latents smooth.
 
 Shapes: B batch, C channels, T frames, H height, W width; pixels in -1..1.
@@ -18,7 +21,7 @@ import torch
 from sakuga.synth import make_sample
 from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.pictures import load_photos, panning_clip
-from sakuga.training.mini.run import Run, pick_device
+from sakuga.training.mini.run import DECODER, Run, pick_device
 from sakuga.training.mini.run import device_name as run_device
 from sakuga.wan.mini.models import MiniConfig, MiniVideoVAE
 
@@ -67,6 +70,12 @@ VAE_PRESETS = {
 }
 
 
+DECODER_PRESETS = {
+    "cpu": VaePreset(phases=(Phase(900, 4, 13),), crop=64, lr=1e-3, pool_clips=200),
+    "gpu": VaePreset(phases=(Phase(4000, 16, 17),), crop=128, lr=1e-3, pool_clips=800),
+}
+
+
 class ClipPool:
     """Clips of dancers that are drawn once and cropped many times."""
 
@@ -101,12 +110,14 @@ class ClipPool:
 
 
 class VaeTrainer(torch.nn.Module):
-    """Encode, sample, decode, compare."""
+    """Encode, sample, decode, compare; `decoder_only` keeps the encoder as it is."""
 
-    def __init__(self, vae: MiniVideoVAE, kl_weight: float) -> None:
+    def __init__(self, vae: MiniVideoVAE, kl_weight: float, *, decoder_only: bool = False) -> None:
         super().__init__()
         self.vae, self.kl_weight = vae, kl_weight
-        self.vae.model.train().requires_grad_(True)
+        self.vae.model.train()
+        for name, param in self.vae.named_parameters():
+            param.requires_grad_(not decoder_only or name.startswith(DECODER))
         self._log_var: torch.Tensor | None = None
         # VideoVAE38_.encode drops the variance; its 1x1 convolution still computes it.
         self.vae.model.conv1.register_forward_hook(self._keep_log_var)
@@ -129,11 +140,22 @@ class VaeTrainer(torch.nn.Module):
         return loss, {"loss": loss.item(), "mse": squared.item(), "kl": kl.item()}
 
 
-def train_vae(folder: Path, preset: VaePreset, device_name: str = "auto", photos: Path | None = None) -> MiniVideoVAE:
-    """Train (or go on training) and return the VAE with averaged weights and measured latent statistics."""
+def train_vae(
+    folder: Path,
+    preset: VaePreset,
+    device_name: str = "auto",
+    photos: Path | None = None,
+    *,
+    decoder_of: MiniVideoVAE | None = None,
+) -> MiniVideoVAE:
+    """Train (or go on training) and return the VAE with averaged weights and measured latent statistics.
+
+    With `decoder_of` only the decoder of that VAE learns: its latents and their statistics stay as they are.
+    """
     device = pick_device(device_name)
     torch.manual_seed(preset.seed)
-    trainer = VaeTrainer(MiniConfig().build_vae(), preset.kl_weight).to(device)
+    vae = decoder_of or MiniConfig().build_vae()
+    trainer = VaeTrainer(vae, preset.kl_weight, decoder_only=decoder_of is not None).to(device)
     optimizer = MuonAdamW(trainer.named_parameters(), lr=preset.lr, num_steps=preset.num_steps)
     run = Run(folder, trainer, optimizer, Ema(trainer, preset.ema_decay), preset.num_steps)
     run.resume({"device": run_device(device), "settings": asdict(preset)})
@@ -151,9 +173,9 @@ def train_vae(folder: Path, preset: VaePreset, device_name: str = "auto", photos
         run.after_step(figures)
         pool.refresh(1)
     run.ema.swap(trainer)
-    vae = trainer.vae
     vae.model.eval().requires_grad_(False)
-    measure_latents(vae, device)
+    if decoder_of is None:
+        measure_latents(vae, device)
     return vae
 
 

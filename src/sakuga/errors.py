@@ -159,6 +159,12 @@ class StorageError(SakugaError, OSError):
         return self.message
 
 
+class MemoryLimitError(SakugaError, MemoryError):
+    """The device's memory does not hold the model or the render."""
+
+    code = "E_MEMORY"
+
+
 class NumericsError(SakugaError, ArithmeticError):
     """A render that produced NaN or infinite values; never published as completed."""
 

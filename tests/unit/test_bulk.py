@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sakuga.errors import ManifestError, OutputError
+from sakuga.errors import DeviceError, ManifestError, OutputError
 from sakuga.farm.bulk import check_job_paths, gpu_shortage, run_bulk
 
 
@@ -42,3 +42,10 @@ def test_a_shortage_of_gpus_names_numbers_and_a_cure(num_gpus, num_workers, word
 
 def test_enough_gpus():
     assert gpu_shortage(2.0, 2) is None
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "tpu", ""])
+def test_ray_chooses_the_gpu(tmp_path, name):
+    with pytest.raises(DeviceError, match="Ray gives each worker a GPU; take cpu or cuda"):
+        run_bulk(tmp_path / "m.jsonl", tmp_path / "out", device=name)
+    assert not (tmp_path / "out").exists()

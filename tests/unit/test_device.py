@@ -1,10 +1,12 @@
 """Devices: a wrong name or a GPU that is not there is its own error, before any weights are looked at."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sakuga.engine import LocalEngine
-from sakuga.errors import DeviceError, WeightsError
+from sakuga.errors import DeviceError, MemoryLimitError, WeightsError
 from sakuga.wan.device import check_device
 
 
@@ -49,3 +51,31 @@ def test_an_engine_checks_its_device_before_its_weights(gpus, tmp_path):
         LocalEngine.load("wan-mini", tmp_path, device="cuda")
     with pytest.raises(WeightsError, match="not complete"):
         LocalEngine.load("wan-mini", tmp_path, device="cpu")
+
+
+def test_a_full_gpu_is_no_damaged_weights(monkeypatch):
+    """PyTorch's out-of-memory error is a RuntimeError, as a wrong shape is: the two must not be confused."""
+    from diffsynth.pipelines.wan_video import WanVideoPipeline
+
+    def full(**arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(WanVideoPipeline, "from_pretrained", full)
+    with pytest.raises(MemoryLimitError, match="wan-mini does not fit into the memory of cpu; end what else") as caught:
+        LocalEngine.load("wan-mini")
+    assert caught.value.code == "E_MEMORY"
+
+
+def test_a_render_that_does_not_fit_says_its_size(monkeypatch):
+    from sakuga.engine import local
+    from sakuga.engine.resolve import resolve
+    from sakuga.recipe import parse_request
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    engine = LocalEngine.load("wan-mini")
+    recipe, inputs, _ = resolve(parse_request({"prompt": "x", "seed": 1, "num_frames": 5}), engine.card, Path())
+    monkeypatch.setattr(local, "encode", full)
+    with pytest.raises(MemoryLimitError, match="a render of 128x128 and 5 frames does not fit"):
+        engine.start(recipe, inputs)

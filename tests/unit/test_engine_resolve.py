@@ -141,6 +141,13 @@ def test_videos_are_read_and_named(folder, base):
     recipe, inputs, _ = resolve(parse_request(fields), MINI, base, folder)
     assert inputs.videos["input_video"].shape == (33, 32, 32, 3)
     assert [ref.role for ref in recipe.videos] == ["input_video"]
+    assert inputs.notes == ()
+    write_mp4(base / "in.mp4", frames, 24)
+    _, inputs, _ = resolve(parse_request(fields), MINI, base, folder)
+    (note,) = inputs.notes
+    assert note == (
+        "input_video plays at 24 fps, the result at 15: its frames are taken one by one, so its speed changes"
+    )
 
 
 ANY = "0" * 64

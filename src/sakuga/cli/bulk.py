@@ -38,7 +38,7 @@ def bulk(
     seed: options.Seed = None,
     precision: options.Precision = None,
     attention: options.AttentionName = None,
-    device: options.Device = "cpu",
+    device: options.WorkerDevice = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Render a manifest. Options fill what a row leaves out; run again, it renders what is missing or failed."""

@@ -29,6 +29,7 @@ NumThreads = Annotated[
     int | None, typer.Option(min=1, help="PyTorch threads of one worker; without it the workers share the cores.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+WorkerDevice = Annotated[str, typer.Option(help="cpu, or cuda: a GPU for each worker.")]
 
 
 def given(**fields: object) -> dict[str, object]:

@@ -28,7 +28,7 @@ from sakuga.settings import from_environment
 from sakuga.wan.attention import attention, resolve_attention
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
-from sakuga.wan.device import check_device
+from sakuga.wan.device import check_device, memory_of
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import LoraSwitch
 
@@ -228,9 +228,11 @@ class LocalEngine:
 
     @contextmanager
     def _ready(self, recipe: RenderRecipe) -> Generator[None]:
-        """Inside: the recipe's LoRAs and attention, and no gradients."""
+        """Inside: the recipe's LoRAs and attention, no gradients, and a clear error when memory ends."""
         self._loras.fuse([(ref.sha256, ref.weight) for ref in recipe.loras])
-        with torch.no_grad(), attention(self._attention(recipe)):
+        what = f"a render of {recipe.width}x{recipe.height} and {recipe.num_frames} frames"
+        room = memory_of(self.device, what, "ask for fewer frames or a smaller size, or set tiling")
+        with torch.no_grad(), attention(self._attention(recipe)), room:
             yield
 
     def _attention(self, recipe: RenderRecipe) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from sakuga.engine.state import RenderInputs
 from sakuga.engine.task import check_task
 from sakuga.errors import LoraError, WeightsError
-from sakuga.media import image_sha256, load_image, read_video, video_sha256
+from sakuga.media import image_sha256, load_image, read_video, video_info, video_sha256
 from sakuga.recipe import (
     IMAGE_ROLES,
     MAX_SEED,
@@ -70,8 +70,18 @@ def resolve(
             for lora, path in zip(request.loras, lora_paths, strict=True)
         ),
     )
+    for role in videos:
+        notes += _fps_note(role, video_info(base_dir / getattr(request, role)).fps, recipe.fps)
     inputs = RenderInputs(images=images, videos=videos, lora_paths=lora_paths, notes=tuple(notes))
     return recipe, inputs, lora_paths
+
+
+def _fps_note(role: str, fps: float, wanted: int) -> list[str]:
+    if abs(fps - wanted) < 0.05:  # containers round: 15.02
+        return []
+    return [
+        f"{role} plays at {fps:g} fps, the result at {wanted}: its frames are taken one by one, so its speed changes"
+    ]
 
 
 def located(card: ModelCard, weights: str | Path | None = None) -> WeightSet:

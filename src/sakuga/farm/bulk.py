@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError, RayTaskError
 
 from sakuga import settings
-from sakuga.errors import ClusterError, ManifestError, OutputError, shown
+from sakuga.errors import ClusterError, DeviceError, ManifestError, OutputError, shown
 from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"
 RAY_FAILURES = (RayError, SystemException, ExecutionTimeoutError, ConnectionError)
+WORKER_DEVICES = ("cpu", "cuda")
 HEADROOM_CPUS = 4  # logical CPUs that Ray Data's own tasks want beside the workers
 
 
@@ -65,12 +66,13 @@ def run_bulk(
     import path of another renderer. A row that fails costs no other row.
 
     Raises:
-        ManifestError, OutputError, DiskFullError, BusyError, SettingsError: before anything is rendered.
+        DeviceError, ManifestError, OutputError, DiskFullError, BusyError, SettingsError: before anything is rendered.
         ClusterError: there is no such cluster, it lacks GPUs, or Ray failed in the middle.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM.
         After the last two what is done is in `results.jsonl`, and the message says how to go on.
     """
     began = time.monotonic()
+    check_worker_device(device)
     if settings.in_submitted_job():
         check_job_paths(manifest, out)
     if weights is not None and "://" not in weights:
@@ -146,6 +148,14 @@ def told(stopped: BaseException, summary: BulkSummary) -> KeyboardInterrupt | Cl
     cause = stopped.cause if isinstance(stopped, RayTaskError) else stopped
     words = str(cause).strip().partition("\n")[0]
     return ClusterError(f"Ray failed ({type(cause).__name__}: {words}); {settled}; run the same command again")
+
+
+def check_worker_device(name: str) -> None:
+    """Raises DeviceError for all but cpu and cuda: Ray shows each worker one GPU, which it sees as cuda:0."""
+    if name not in WORKER_DEVICES:
+        raise DeviceError(
+            f"device {shown(name)} is not for a bulk run: Ray gives each worker a GPU; take cpu or cuda"
+        )
 
 
 def gpu_shortage(num_gpus: float, num_workers: int) -> str | None:

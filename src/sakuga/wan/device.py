@@ -5,10 +5,12 @@ Run: pytest tests/unit/test_device.py
 """
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 
-from sakuga.errors import DeviceError, did_you_mean, shown
+from sakuga.errors import DeviceError, MemoryLimitError, did_you_mean, shown
 
 KINDS = ("cpu", "cuda")
 NAME = re.compile(r"cpu|cuda(?::(?P<index>\d{1,4}))?")
@@ -34,3 +36,12 @@ def check_device(name: str) -> torch.device:
             "(a Ray worker sees its own GPU as cuda:0); take cuda"
         )
     return torch.device(name)
+
+
+@contextmanager
+def memory_of(device: torch.device, what: str, cure: str) -> Generator[None]:
+    """Inside: running out of device memory is a MemoryLimitError that says what did not fit and what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(f"{what} does not fit into the memory of {device}; {cure}") from error

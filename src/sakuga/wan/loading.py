@@ -19,7 +19,7 @@ import torch
 from sakuga.errors import WeightsError
 from sakuga.storage import open_storage
 from sakuga.wan.cards import ModelCard
-from sakuga.wan.device import check_device
+from sakuga.wan.device import check_device, memory_of
 from sakuga.wan.weights import WeightPart, check_file, find_parts, weights_identity
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def locate(
 def load_model(weights: WeightSet, *, device: str | torch.device = "cpu", precision: str = "fp32") -> LoadedModel:
     """Load located weights into a pipeline.
 
-    Raises DeviceError when `device` is not in this machine, WeightsError when the weights are not those of their card.
+    Raises DeviceError when `device` is not in this machine, MemoryLimitError when the model does not fit into it,
+    WeightsError when the weights are not those of their card.
     """
     place = check_device(str(device))
     if weights.card.embedded:
@@ -135,8 +136,9 @@ def _load_pipeline(
     models = [part for part in parts if part.file.part != "tokenizer"]
     _check_recognised(card, models)
     tokenizer = next(part for part in parts if part.file.part == "tokenizer")
+    room = memory_of(device, card.name, "end what else uses it, load in bf16 or take a smaller model")
     try:
-        with stdout_to_log():
+        with room, stdout_to_log():
             pipe = WanVideoPipeline.from_pretrained(
                 torch_dtype=dtype,
                 device=device,

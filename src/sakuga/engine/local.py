@@ -25,10 +25,11 @@ from sakuga.engine.task import check_task
 from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
-from sakuga.wan.attention import attention, resolve_attention
+from sakuga.wan.attention import attention, kernel, resolve_attention
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
 from sakuga.wan.device import check_device, memory_of
+from sakuga.wan.forward import Context, DitForward
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import LoraSwitch
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from diffsynth.pipelines.wan_video import WanVideoPipeline
 
 logger = logging.getLogger(__name__)
+
+MAX_CONTEXTS = 8
+"""Embedded prompts kept: two branches of four renders that take turns; one of a 14B model is 8 MB."""
 
 
 class LocalEngine:
@@ -49,6 +53,11 @@ class LocalEngine:
         self.model = model
         self.device = torch.device(model.pipe.device)
         self._loras = LoraSwitch(model.experts)
+        pipe = model.pipe
+        self._forwards = [
+            DitForward(dit, vace) for dit, vace in ((pipe.dit, pipe.vace), (pipe.dit2, pipe.vace2)) if dit is not None
+        ]
+        self._contexts: dict[tuple[str, str, bool], Context] = {}
 
     @classmethod
     def load(
@@ -190,35 +199,51 @@ class LocalEngine:
         )
 
     def _guided_velocity(self, state: RenderState, timestep: torch.Tensor) -> torch.Tensor:
-        recipe, conditioning = state.recipe, state.conditioning
+        recipe = state.recipe
         low_noise = self._is_low_noise(recipe, timestep)
         guidance = recipe.guidance_scale
         if low_noise and recipe.guidance_scale_2 is not None:
             guidance = recipe.guidance_scale_2
-        positive = self._velocity(state, conditioning.context_positive_BLD, timestep, low_noise=low_noise)
+        positive = self._velocity(state, "positive", timestep, low_noise=low_noise)
         if guidance == 1:
             return positive
-        assert conditioning.context_negative_BLD is not None
-        negative = self._velocity(state, conditioning.context_negative_BLD, timestep, low_noise=low_noise)
+        negative = self._velocity(state, "negative", timestep, low_noise=low_noise)
         return negative + guidance * (positive - negative)
 
-    def _velocity(
-        self, state: RenderState, context_BLD: torch.Tensor, timestep: torch.Tensor, *, low_noise: bool
-    ) -> torch.Tensor:
-        pipe, conditioning = self._pipe, state.conditioning
-        return pipe.model_fn(
-            dit=pipe.dit2 if low_noise else pipe.dit,
-            vace=pipe.vace2 if low_noise else pipe.vace,
-            latents=state.latents_BCTHW,
+    def _velocity(self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool) -> torch.Tensor:
+        conditioning = state.conditioning
+        forward = self._forwards[1 if low_noise else 0]
+        tokens = forward.embed(
+            state.latents_BCTHW,
             # DiffSynth gives the time in the precision of the pipeline; so do we, for equal frames.
-            timestep=timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
-            context=context_BLD,
-            clip_feature=conditioning.clip_feature_BLD,
-            y=conditioning.y_BCTHW,
-            reference_latents=conditioning.reference_latents_BCTHW,
-            vace_context=conditioning.vace_context_BCTHW,
-            fuse_vae_embedding_in_latents=conditioning.first_frame_latents_BCTHW is not None,
+            timestep.unsqueeze(0).to(dtype=self._pipe.torch_dtype, device=self.device),
+            y_BCTHW=conditioning.y_BCTHW,
+            reference_latents_BCTHW=conditioning.reference_latents_BCTHW,
+            clean_first_frame=conditioning.first_frame_latents_BCTHW is not None,
         )
+        hidden_BSD = forward.blocks(
+            tokens,
+            self._context(state, branch, low_noise=low_noise),
+            kernel(self._attention(state.recipe)),
+            vace_context_BCTHW=conditioning.vace_context_BCTHW,
+        )
+        return forward.head(tokens, hidden_BSD)
+
+    def _context(self, state: RenderState, branch: str, *, low_noise: bool) -> Context:
+        """The embedded prompt of a branch, made in the first step that asks for it and kept for the others."""
+        key = state.recipe.render_key, branch, low_noise
+        known = self._contexts.pop(key, None)
+        if known is None:
+            conditioning = state.conditioning
+            prompt_BLD = (
+                conditioning.context_positive_BLD if branch == "positive" else conditioning.context_negative_BLD
+            )
+            assert prompt_BLD is not None
+            known = self._forwards[1 if low_noise else 0].context(prompt_BLD, conditioning.clip_feature_BLD)
+        self._contexts[key] = known  # at the end: the first is the one that was not used for longest
+        while len(self._contexts) > MAX_CONTEXTS:
+            self._contexts.pop(next(iter(self._contexts)))
+        return known
 
     def _is_low_noise(self, recipe: RenderRecipe, timestep: torch.Tensor) -> bool:
         boundary = recipe.boundary_ratio if recipe.boundary_ratio is not None else self.card.boundary_ratio

@@ -153,9 +153,7 @@ def told(stopped: BaseException, summary: BulkSummary) -> KeyboardInterrupt | Cl
 def check_worker_device(name: str) -> None:
     """Raises DeviceError for all but cpu and cuda: Ray shows each worker one GPU, which it sees as cuda:0."""
     if name not in WORKER_DEVICES:
-        raise DeviceError(
-            f"device {shown(name)} is not for a bulk run: Ray gives each worker a GPU; take cpu or cuda"
-        )
+        raise DeviceError(f"device {shown(name)} is not for a bulk run: Ray gives each worker a GPU; take cpu or cuda")
 
 
 def gpu_shortage(num_gpus: float, num_workers: int) -> str | None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from sakuga.errors import AttentionError
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""q, k, v as (B, S, N * D) and the number of heads N; the result is (B, S, N * D)."""
 
 EXACT = ("sdpa", "fa2", "fa3")
 """Kernels that differ from each other by rounding only."""
@@ -48,6 +49,11 @@ def resolve_attention(name: str, *, device: torch.device, head_dim: int, dtype: 
     if name == "sage" and head_dim not in SAGE_HEAD_DIMS:
         raise AttentionError(f"attention 'sage' takes head sizes {SAGE_HEAD_DIMS}, this model has {head_dim}")
     return name
+
+
+def kernel(name: str) -> Attention:
+    """The function of a resolved name."""
+    return _KERNELS[name]
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn import functional
@@ -23,8 +23,8 @@ from torch.nn import functional
 from sakuga.wan.attention import Attention
 
 if TYPE_CHECKING:
-    from diffsynth.models.wan_video_dit import WanModel
-    from diffsynth.models.wan_video_vace import VaceWanModel
+    from diffsynth.models.wan_video_dit import CrossAttention, DiTBlock, SelfAttention, WanModel
+    from diffsynth.models.wan_video_vace import VaceWanAttentionBlock, VaceWanModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +65,7 @@ class DitForward:
     """
 
     def __init__(self, dit: WanModel, vace: VaceWanModel | None = None) -> None:
-        # torch types the entries of a ModuleList as bare modules, so DiffSynth's classes are not followed further.
-        self.dit: Any = dit
-        self.vace: Any = vace
+        self.dit, self.vace = dit, vace
         self._rotations: dict[tuple[int, int, int], torch.Tensor] = {}
 
     @property
@@ -151,14 +149,15 @@ class DitForward:
         vace_scale: float = 1.0,
     ) -> Iterator[torch.Tensor]:
         """Hidden states after each block; whoever has seen enough stops asking."""
-        hints = None
+        hints: Iterator[torch.Tensor] = iter(())
+        hinted: Container[int] = ()
         if vace_context_BCTHW is not None:
             assert self.vace is not None, "only a model with a VACE branch is given a VACE context"
-            hints = self._hints(tokens, vace_context_BCTHW, context, attend)
+            hints, hinted = _hints(self.vace, vace_context_BCTHW, tokens, context, attend), self.vace.vace_layers
         x = tokens.x_BSD
-        for index, block in enumerate(self.dit.blocks):
+        for index, block in enumerate(cast("Sequence[DiTBlock]", self.dit.blocks)):
             x = _run_block(block, x, tokens, context, attend)
-            if hints is not None and index in self.vace.vace_layers_mapping:
+            if index in hinted:
                 x = x + next(hints) * vace_scale
             yield x
 
@@ -170,18 +169,8 @@ class DitForward:
         x = head.head(head.norm(x_BSD) * (1 + scale) + shift)
         f, h, w = tokens.grid
         num_frames = f - tokens.num_reference_tokens // (h * w)
-        return self.dit.unpatchify(x[:, tokens.num_reference_tokens :], (num_frames, h, w))
-
-    def _hints(
-        self, tokens: Tokens, vace_context_BCTHW: torch.Tensor, context: Context, attend: Attention
-    ) -> Iterator[torch.Tensor]:
-        """VACE's contribution to each of its layers, made when the layer comes."""
-        c = self.vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2)
-        for block in self.vace.vace_blocks:
-            if block.block_id == 0:
-                c = block.before_proj(c) + tokens.x_BSD
-            c = _run_block(block, c, tokens, context, attend)
-            yield block.after_proj(c)
+        grid = cast("torch.Tensor", (num_frames, h, w))  # as it is annotated; three numbers are what it takes
+        return self.dit.unpatchify(x[:, tokens.num_reference_tokens :], grid)
 
     def _rotation(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
         known = self._rotations.get(grid)
@@ -208,7 +197,7 @@ def rotate(x_BSD: torch.Tensor, rotation_S1D: torch.Tensor, num_heads: int) -> t
     return torch.view_as_real(pairs * rotation_S1D).flatten(2).to(x_BSD.dtype)
 
 
-def _run_block(block: Any, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attention) -> torch.Tensor:
+def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attention) -> torch.Tensor:
     """`DiTBlock.forward`: self-attention and feed-forward under adaptive norms, cross-attention between them."""
     modulation = block.modulation.to(tokens.modulation_BR6D.dtype) + tokens.modulation_BR6D
     parts = [_per_token(part, tokens.row_S) for part in modulation.unbind(2)]
@@ -220,18 +209,32 @@ def _run_block(block: Any, x: torch.Tensor, tokens: Tokens, context: Context, at
     return x + gate_ffn * block.ffn(normed)
 
 
+def _hints(
+    vace: VaceWanModel, vace_context_BCTHW: torch.Tensor, tokens: Tokens, context: Context, attend: Attention
+) -> Iterator[torch.Tensor]:
+    """VACE's contribution to each of its layers, made when the layer comes."""
+    c = vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2)
+    for block in cast("Sequence[VaceWanAttentionBlock]", vace.vace_blocks):
+        if block.block_id == 0:
+            c = block.before_proj(c) + tokens.x_BSD
+        c = _run_block(block, c, tokens, context, attend)
+        yield block.after_proj(c)
+
+
 def _per_token(part_BRD: torch.Tensor, row_S: torch.Tensor | None) -> torch.Tensor:
     """One row broadcasts; of two, each token takes its own, expanded only where it is used."""
     return part_BRD if row_S is None else part_BRD.index_select(1, row_S)
 
 
-def _self_attention(module: Any, x: torch.Tensor, rotation_S1D: torch.Tensor, attend: Attention) -> torch.Tensor:
+def _self_attention(
+    module: SelfAttention, x: torch.Tensor, rotation_S1D: torch.Tensor, attend: Attention
+) -> torch.Tensor:
     q = rotate(module.norm_q(module.q(x)), rotation_S1D, module.num_heads)
     k = rotate(module.norm_k(module.k(x)), rotation_S1D, module.num_heads)
     return module.o(attend(q, k, module.v(x), module.num_heads))
 
 
-def _cross_attention(module: Any, x: torch.Tensor, context: Context, attend: Attention) -> torch.Tensor:
+def _cross_attention(module: CrossAttention, x: torch.Tensor, context: Context, attend: Attention) -> torch.Tensor:
     q = module.norm_q(module.q(x))
     k, v = module.norm_k(module.k(context.text_BLD)), module.v(context.text_BLD)
     if context.text_bias_L is None:

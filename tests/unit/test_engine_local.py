@@ -188,7 +188,7 @@ def test_a_vae_that_decodes_to_nan_is_an_error_and_no_black_video(engine):
         ({"width": 40}, GeometryError, "nearest: 48x32"),
         ({"num_frames": 6}, GeometryError, "nearest: 5"),
         ({"attention": "sage"}, AttentionError, "needs a CUDA device"),
-        ({"step_cache": StepCache(kind="teacache", threshold_rel_l1=0.1)}, RecipeError, "not available"),
+        ({"step_cache": StepCache(kind="teecache", threshold_rel_l1=0.1)}, RecipeError, "did you mean 'teacache'"),
         ({"denoising_strength": 0.5}, RecipeError, "input_video"),
         ({"guidance_scale_2": 3.0}, RecipeError, "two experts"),
     ],

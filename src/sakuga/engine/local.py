@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sakuga.engine.encode import encode, tiling_arguments
+from sakuga.engine.evaluation import LocalEvaluation
 from sakuga.engine.notes import input_notes
 from sakuga.engine.receipt import build_receipt
 from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
@@ -26,6 +27,7 @@ from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
 from sakuga.wan.attention import attention, kernel, resolve_attention
+from sakuga.wan.caching import EMPTY, BranchCache, full_velocity, make_rule
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
 from sakuga.wan.device import check_device, memory_of
@@ -102,7 +104,7 @@ class LocalEngine:
         return RenderState(
             recipe=recipe,
             conditioning=encoded.conditioning,
-            latents_BCTHW=encoded.latents_BCTHW,
+            latents_BCTHW=encoded.latents_BCTHW.float(),
             sigmas=noise_levels(
                 recipe.num_inference_steps,
                 shift=recipe.flow_shift,
@@ -123,7 +125,7 @@ class LocalEngine:
         began = time.monotonic()
         sigma, sigma_next = state.sigmas[state.step], state.sigmas[state.step + 1]
         with self._ready(state.recipe):
-            velocity = self._guided_velocity(state, sigma * NUM_TRAIN_TIMESTEPS)
+            velocity, caches, num_blocks_run = self._guided_velocity(state, sigma * NUM_TRAIN_TIMESTEPS)
             latents = euler_step(state.latents_BCTHW, velocity, sigma, sigma_next)
         first_frame = state.conditioning.first_frame_latents_BCTHW
         if first_frame is not None:
@@ -133,7 +135,7 @@ class LocalEngine:
                 f"step {state.step + 1} of {state.num_steps} gave NaN or infinite values; "
                 f"render in fp32, lower guidance_scale or leave out the LoRA"
             )
-        return state.advanced(latents, time.monotonic() - began)
+        return state.advanced(latents, time.monotonic() - began, caches, num_blocks_run)
 
     def finish(self, state: RenderState) -> Video:
         """Decode the latents of the last step. Raises NumericsError when that gives NaN or infinite values."""
@@ -143,6 +145,7 @@ class LocalEngine:
         latents = state.latents_BCTHW[:, :, state.num_reference_frames :]
         with self._ready(state.recipe), stdout_to_log():
             self._pipe.load_models_to_device(["vae"])
+            latents = latents.to(self._pipe.torch_dtype)
             video_BCTHW = self._pipe.vae.decode(latents, device=self._pipe.device, **tiling_arguments(state.recipe))
         if not torch.isfinite(video_BCTHW).all():  # as uint8, NaN is a plain black pixel
             raise NumericsError("decoding gave NaN or infinite values; render in fp32, fp16 overflows in some VAEs")
@@ -154,6 +157,7 @@ class LocalEngine:
             fps=state.recipe.fps,
             seconds=seconds | {"total": sum(seconds.values())},
             step_s=state.step_s,
+            num_blocks_run=state.num_blocks_run,
             notes=state.notes,
         )
 
@@ -198,36 +202,47 @@ class LocalEngine:
             loras=[self._loras.report(ref.sha256) for ref in recipe.loras],
         )
 
-    def _guided_velocity(self, state: RenderState, timestep: torch.Tensor) -> torch.Tensor:
+    def _guided_velocity(
+        self, state: RenderState, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, BranchCache], int]:
+        """Velocity under guidance, what the step cache remembers now, and how many blocks were run."""
         recipe = state.recipe
         low_noise = self._is_low_noise(recipe, timestep)
         guidance = recipe.guidance_scale
         if low_noise and recipe.guidance_scale_2 is not None:
             guidance = recipe.guidance_scale_2
-        positive = self._velocity(state, "positive", timestep, low_noise=low_noise)
+        branches = ("positive",) if guidance == 1 else ("positive", "negative")
+        velocities, caches, num_blocks_run = [], {}, 0
+        for branch in branches:
+            evaluation = self._evaluation(state, branch, timestep, low_noise=low_noise)
+            if recipe.step_cache is None:
+                velocity = full_velocity(evaluation)
+            else:
+                name = f"{branch}.{int(low_noise)}"  # the other expert's memory says nothing about this one
+                rule = make_rule(recipe.step_cache, self.card)
+                velocity, caches[name] = rule(evaluation, state.caches.get(name, EMPTY))
+            velocities.append(velocity.float())
+            num_blocks_run += evaluation.num_blocks_run
         if guidance == 1:
-            return positive
-        negative = self._velocity(state, "negative", timestep, low_noise=low_noise)
-        return negative + guidance * (positive - negative)
+            return velocities[0], caches, num_blocks_run
+        positive, negative = velocities
+        return negative + guidance * (positive - negative), caches, num_blocks_run
 
-    def _velocity(self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool) -> torch.Tensor:
-        conditioning = state.conditioning
-        forward = self._forwards[1 if low_noise else 0]
-        tokens = forward.embed(
-            state.latents_BCTHW,
+    def _evaluation(
+        self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool
+    ) -> LocalEvaluation:
+        return LocalEvaluation(
+            forward=self._forwards[1 if low_noise else 0],
+            context=self._context(state, branch, low_noise=low_noise),
+            attend=kernel(self._attention(state.recipe)),
+            conditioning=state.conditioning,
+            latents_BCTHW=state.latents_BCTHW,
+            sigma=state.sigmas[state.step].item(),
             # DiffSynth gives the time in the precision of the pipeline; so do we, for equal frames.
-            timestep.unsqueeze(0).to(dtype=self._pipe.torch_dtype, device=self.device),
-            y_BCTHW=conditioning.y_BCTHW,
-            reference_latents_BCTHW=conditioning.reference_latents_BCTHW,
-            clean_first_frame=conditioning.first_frame_latents_BCTHW is not None,
+            timestep_B=timestep.unsqueeze(0).to(dtype=self._pipe.torch_dtype, device=self.device),
+            index=state.step,
+            num_steps=state.num_steps,
         )
-        hidden_BSD = forward.blocks(
-            tokens,
-            self._context(state, branch, low_noise=low_noise),
-            kernel(self._attention(state.recipe)),
-            vace_context_BCTHW=conditioning.vace_context_BCTHW,
-        )
-        return forward.head(tokens, hidden_BSD)
 
     def _context(self, state: RenderState, branch: str, *, low_noise: bool) -> Context:
         """The embedded prompt of a branch, made in the first step that asks for it and kept for the others."""

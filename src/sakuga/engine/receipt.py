@@ -31,6 +31,7 @@ def build_receipt(
         "versions": versions(),
         "seconds": {stage: round(seconds, 4) for stage, seconds in video.seconds.items()},
         "step_s": [round(seconds, 4) for seconds in video.step_s],
+        "num_blocks_run": video.num_blocks_run,
         "video": {
             "width": int(video.frames_THWC.shape[2]),
             "height": int(video.frames_THWC.shape[1]),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from sakuga.recipe import RenderRecipe
+from sakuga.wan.caching import BranchCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +55,15 @@ class RenderState:
     recipe: RenderRecipe
     conditioning: Conditioning
     latents_BCTHW: torch.Tensor
+    """fp32 whatever the model's precision: fifty small steps are added up in it."""
     sigmas: torch.Tensor
     """`noise_levels` of the recipe, on the CPU."""
     step: int = 0
     """Steps done."""
+    caches: Mapping[str, BranchCache] = field(default_factory=dict)
+    """What the recipe's step cache remembers, by branch and expert: "positive.0"."""
+    num_blocks_run: int = 0
+    """Blocks of the DiT over all branches and steps done; a step cache makes them fewer."""
     num_reference_frames: int = 0
     """Latent frames in front that are no part of the video (VACE with a reference image)."""
     encode_s: float = 0.0
@@ -74,9 +80,28 @@ class RenderState:
     def is_done(self) -> bool:
         return self.step == self.num_steps
 
-    def advanced(self, latents_BCTHW: torch.Tensor, step_s: float) -> "RenderState":
-        """The state one step on."""
-        return dataclasses.replace(self, latents_BCTHW=latents_BCTHW, step=self.step + 1, step_s=(*self.step_s, step_s))
+    def without_caches(self) -> "RenderState":
+        """As it may be stored before a step at which the recipe's step cache begins anew: a third of the size."""
+        return dataclasses.replace(self, caches={})
+
+    @property
+    def refreshes_next(self) -> bool:
+        """The next step needs nothing of what the step cache remembers."""
+        cache = self.recipe.step_cache
+        return cache is None or bool(cache.refresh_every and self.step % cache.refresh_every == 0)
+
+    def advanced(
+        self, latents_BCTHW: torch.Tensor, step_s: float, caches: Mapping[str, BranchCache], num_blocks_run: int
+    ) -> "RenderState":
+        """The state one step on, in which `num_blocks_run` blocks were run."""
+        return dataclasses.replace(
+            self,
+            latents_BCTHW=latents_BCTHW,
+            step=self.step + 1,
+            step_s=(*self.step_s, step_s),
+            caches=caches,
+            num_blocks_run=self.num_blocks_run + num_blocks_run,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +114,7 @@ class Video:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Monotonic seconds by stage: encode, denoise, decode, total."""
     step_s: tuple[float, ...] = ()
+    num_blocks_run: int = 0
     notes: tuple[str, ...] = ()
 
 

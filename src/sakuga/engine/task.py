@@ -5,6 +5,7 @@ Pure: looks at a recipe and a card only.     Run: pytest tests/unit/test_engine_
 
 from sakuga.errors import ModelError, RecipeError
 from sakuga.recipe import RenderRecipe
+from sakuga.wan.caching import make_rule
 from sakuga.wan.cards import ModelCard
 
 TASK_WORDS = {
@@ -45,7 +46,7 @@ def check_task(recipe: RenderRecipe, card: ModelCard) -> str:
     card.check_geometry(recipe.width, recipe.height, recipe.num_frames)
     roles = {ref.role for ref in (*recipe.images, *recipe.videos)}
     if recipe.step_cache is not None:
-        raise RecipeError(f"step_cache '{recipe.step_cache.kind}' is not available; leave step_cache out")
+        make_rule(recipe.step_cache, card)
     if "end_image" in roles and "input_image" not in roles:
         raise RecipeError("an end_image needs an input_image for the first frame; give both")
     if recipe.denoising_strength < 1 and "input_video" not in roles:

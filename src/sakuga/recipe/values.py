@@ -78,11 +78,14 @@ class LoraRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCache:
-    """A rule by which steps reuse the last residual instead of running the DiT blocks."""
+    """A rule by which steps reuse what earlier ones computed instead of running the DiT's blocks."""
 
     kind: str
+    """A name of `wan.caching.KINDS`."""
     threshold_rel_l1: float
-    """Accumulated relative L1 change up to which a step is skipped."""
+    """Relative L1 change, as the rule predicts it, up to which a step is skipped."""
+    refresh_every: int | None = None
+    """Every so many steps the rule starts anew, and a snapshot there needs none of its memory."""
 
     def __post_init__(self) -> None:
         check_slug("step_cache.kind", self.kind)
@@ -90,6 +93,9 @@ class StepCache:
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 10:
             raise RecipeError(f"step_cache.threshold_rel_l1 is {shown(threshold)}; it must be above 0, at most 10")
         object.__setattr__(self, "threshold_rel_l1", float(threshold))
+        every = self.refresh_every
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= 1000):
+            raise RecipeError(f"step_cache.refresh_every is {shown(every)}; it must be a whole number from 1 to 1000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

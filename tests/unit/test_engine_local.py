@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sakuga.engine import LocalEngine, RenderInputs, write_render
+from sakuga.engine import Conditioning, LocalEngine, RenderInputs, RenderState, write_render
+from sakuga.engine.snapshot import save_state
 from sakuga.errors import (
     AttentionError,
     GeometryError,
@@ -23,6 +24,7 @@ from sakuga.errors import (
 )
 from sakuga.media import read_video, video_sha256
 from sakuga.recipe import LoraRef, RenderRecipe, StepCache, VideoRef
+from sakuga.wan.caching import BranchCache
 from sakuga.wan.mini.tokenizer import save_tokenizer
 from sakuga.wan.weights import file_sha256
 from tiny_wan import tiny_t2v
@@ -150,6 +152,43 @@ def test_a_snapshot_of_other_weights_or_a_damaged_one_is_refused(engine, tokeniz
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(RecipeError, match="no render state"):
         engine.restore(path)
+    save_file({"x": torch.ones(1)}, path, metadata={"format": "sakuga-render-state", "version": "99"})
+    with pytest.raises(RecipeError, match="of version '99', this program writes"):
+        engine.restore(path)
+
+
+def test_a_snapshot_of_another_render_is_refused(engine, tmp_path):
+    path = tmp_path / "state.safetensors"
+    engine.snapshot(engine.start(recipe(), RenderInputs()), path)
+    assert engine.restore(path, recipe()).step == 0
+    with pytest.raises(RecipeError, match=f"not of {recipe(seed=2).render_key[:12]}; start this render"):
+        engine.restore(path, recipe(seed=2))
+
+
+def test_a_14b_state_at_720p_is_small(tmp_path):
+    """Random numbers in the shapes of Wan2.1-I2V-14B-720P, 81 frames, bf16 but for the latents."""
+    latents = torch.randn(1, 16, 21, 90, 160)
+    half = {"dtype": torch.bfloat16}
+    conditioning = Conditioning(
+        context_positive_BLD=torch.randn(1, 512, 4096, **half),
+        context_negative_BLD=torch.randn(1, 512, 4096, **half),
+        y_BCTHW=torch.randn(1, 20, 21, 90, 160, **half),
+        clip_feature_BLD=torch.randn(1, 257, 1280, **half),
+    )
+    caches = {
+        branch: BranchCache(tensors={name: torch.randn_like(latents) for name in ("velocity", "before")})
+        for branch in ("positive.0", "negative.0")
+    }
+    cache = StepCache(kind="forecast", threshold_rel_l1=0.1, refresh_every=5)
+    state = RenderState(
+        recipe=recipe(step_cache=cache), conditioning=conditioning, latents_BCTHW=latents, step=5,
+        sigmas=torch.linspace(1, 0, 51), caches=caches, velocity_BCTHW=torch.randn_like(latents),
+    )  # fmt: skip
+    save_state(state, tmp_path / "light.safetensors")
+    latent_bytes = latents.numel() * 4
+    assert (tmp_path / "light.safetensors").stat().st_size <= 2.2 * latent_bytes
+    save_state(dataclasses.replace(state, step=6), tmp_path / "full.safetensors")
+    assert (tmp_path / "full.safetensors").stat().st_size > 6 * latent_bytes
 
 
 def test_a_lora_is_fused_for_its_recipe_only_and_counted(engine, tmp_path):

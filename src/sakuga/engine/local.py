@@ -34,6 +34,7 @@ from sakuga.wan.device import check_device, memory_of
 from sakuga.wan.forward import Context, DitForward
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import LoraSwitch
+from sakuga.wan.preview import LatentToRgb, fit_latent_to_rgb
 
 if TYPE_CHECKING:
     from diffsynth.pipelines.wan_video import WanVideoPipeline
@@ -60,6 +61,7 @@ class LocalEngine:
             DitForward(dit, vace) for dit, vace in ((pipe.dit, pipe.vace), (pipe.dit2, pipe.vace2)) if dit is not None
         ]
         self._contexts: dict[tuple[str, str, bool], Context] = {}
+        self._latent_to_rgb: LatentToRgb | None = None
 
     @classmethod
     def load(
@@ -135,7 +137,7 @@ class LocalEngine:
                 f"step {state.step + 1} of {state.num_steps} gave NaN or infinite values; "
                 f"render in fp32, lower guidance_scale or leave out the LoRA"
             )
-        return state.advanced(latents, time.monotonic() - began, caches, num_blocks_run)
+        return state.advanced(latents, velocity, time.monotonic() - began, caches, num_blocks_run)
 
     def finish(self, state: RenderState) -> Video:
         """Decode the latents of the last step. Raises NumericsError when that gives NaN or infinite values."""
@@ -161,13 +163,37 @@ class LocalEngine:
             notes=state.notes,
         )
 
+    def preview(self, state: RenderState, frame: float = 0.5) -> np.ndarray:
+        """What a frame of the video will about look like, uint8 HWC; `frame` from 0 (first) to 1 (last).
+
+        Costs a matrix product: no step, no decoder. The first call fits the map from latents to colours to the VAE.
+        """
+        if self._latent_to_rgb is None:
+            self._latent_to_rgb = fit_latent_to_rgb(self._encode_frame, preview_pictures())
+        latents = state.predicted_latents()[0, :, state.num_reference_frames :]
+        index = round(frame * (latents.shape[1] - 1))
+        return self._latent_to_rgb.picture(latents[:, index], state.recipe.width, state.recipe.height)
+
+    def _encode_frame(self, video_CTHW: torch.Tensor) -> torch.Tensor:
+        self._pipe.load_models_to_device(["vae"])
+        video = video_CTHW.to(dtype=self._pipe.torch_dtype, device=self.device)
+        with torch.no_grad():
+            return self._pipe.vae.encode([video], device=self.device)[0]
+
     def snapshot(self, state: RenderState, path: Path) -> None:
         """Save a state; `restore` goes on from it to the same bits, in another process or on another machine."""
         save_state(state, path)
 
-    def restore(self, path: Path) -> RenderState:
-        """A saved state. Raises ModelError or WeightsError when it belongs to another model than this engine holds."""
+    def restore(self, path: Path, recipe: RenderRecipe | None = None) -> RenderState:
+        """A saved state. Raises WeightsError when it is damaged, or of other weights than this engine holds;
+        ModelError for another model; RecipeError for another format, or for another render than `recipe`'s.
+        """
         state = load_state(path, self.device)
+        if recipe is not None and state.recipe.render_key != recipe.render_key:
+            raise RecipeError(
+                f"{path} is a snapshot of render {state.recipe.render_key[:12]}, not of {recipe.render_key[:12]}; "
+                "start this render from the beginning"
+            )
         self._check_is_for_me(state.recipe)
         return state
 
@@ -317,3 +343,16 @@ def to_frames(video_CTHW: torch.Tensor) -> np.ndarray:
     """Decoded video in -1..1 to uint8 THWC, cut off below the decimal point as DiffSynth does."""
     scaled = ((video_CTHW.permute(1, 2, 3, 0) + 1) * 127.5).clip(0, 255)
     return scaled.to(device="cpu", dtype=torch.uint8).numpy()
+
+
+def preview_pictures() -> np.ndarray:
+    """Drawn pictures of both worlds to fit previews to, (16, 64, 64, 3): any VAE encodes them in a second."""
+    from sakuga.synth import make_sample
+
+    return np.stack(
+        [
+            make_sample(seed, world, width=64, height=64, num_frames=5).video_THWC[-1]
+            for seed in range(8)
+            for world in ("live", "fairy")
+        ]
+    )

@@ -26,6 +26,6 @@ class RenderEngine(Protocol):
         """Save a state between two steps as one self-describing safetensors file."""
         ...
 
-    def restore(self, path: Path) -> RenderState:
-        """The state of a snapshot; going on from it gives the same bits."""
+    def restore(self, path: Path, recipe: RenderRecipe | None = None) -> RenderState:
+        """The state of a snapshot, of `recipe` if one is given; going on from it gives the same bits."""
         ...

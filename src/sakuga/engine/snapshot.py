@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sakuga.engine.state import Conditioning, RenderState
-from sakuga.errors import RecipeError, WeightsError
+from sakuga.errors import RecipeError, WeightsError, shown
 from sakuga.media import atomic_file
 from sakuga.recipe import RenderRecipe
 from sakuga.wan.caching import BranchCache
@@ -88,8 +88,13 @@ def load_state(path: Path, device: torch.device) -> RenderState:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dictionary
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}; start the render again") from error
-    if header.get("format") != FORMAT or header.get("version") != str(VERSION):
-        raise RecipeError(f"{path} is no render state of version {VERSION}; start the render again")
+    if header.get("format") != FORMAT:
+        raise RecipeError(f"{path} is no render state; start the render again")
+    if header.get("version") != str(VERSION):
+        raise RecipeError(
+            f"{path} is a render state of version {shown(header.get('version'))}, this program writes {VERSION}; "
+            "go on with the program that wrote it, or start the render again"
+        )
     tensors |= {name: tensors[stored] for name, stored in json.loads(header["aliases"]).items()}
     counters = json.loads(header["counters"])
     conditioning = {

@@ -60,6 +60,8 @@ class RenderState:
     """`noise_levels` of the recipe, on the CPU."""
     step: int = 0
     """Steps done."""
+    velocity_BCTHW: torch.Tensor | None = None
+    """Of the last step, for a preview; not part of a snapshot."""
     caches: Mapping[str, BranchCache] = field(default_factory=dict)
     """What the recipe's step cache remembers, by branch and expert: "positive.0"."""
     num_blocks_run: int = 0
@@ -90,13 +92,28 @@ class RenderState:
         cache = self.recipe.step_cache
         return cache is None or bool(cache.refresh_every and self.step % cache.refresh_every == 0)
 
+    def predicted_latents(self) -> torch.Tensor:
+        """What the last step took for the finished video: the noisy latents without the noise that is left.
+
+        Before the first step, and right after a restore, the latents as they are.
+        """
+        if self.velocity_BCTHW is None:
+            return self.latents_BCTHW
+        return self.latents_BCTHW - self.sigmas[self.step].item() * self.velocity_BCTHW
+
     def advanced(
-        self, latents_BCTHW: torch.Tensor, step_s: float, caches: Mapping[str, BranchCache], num_blocks_run: int
+        self,
+        latents_BCTHW: torch.Tensor,
+        velocity_BCTHW: torch.Tensor,
+        step_s: float,
+        caches: Mapping[str, BranchCache],
+        num_blocks_run: int,
     ) -> "RenderState":
         """The state one step on, in which `num_blocks_run` blocks were run."""
         return dataclasses.replace(
             self,
             latents_BCTHW=latents_BCTHW,
+            velocity_BCTHW=velocity_BCTHW,
             step=self.step + 1,
             step_s=(*self.step_s, step_s),
             caches=caches,

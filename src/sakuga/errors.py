@@ -128,6 +128,12 @@ class DeviceError(InputError):
     code = "E_DEVICE"
 
 
+class PlanError(InputError):
+    """A parallel plan that does not fit the model, the recipe or the ranks."""
+
+    code = "E_PLAN"
+
+
 class OutputError(SakugaError, OSError):
     """The place for results cannot be written."""
 

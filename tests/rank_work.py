@@ -1,0 +1,78 @@
+"""What the ranks of tests/dist do: each function runs on all of them and gives a value to compare."""
+
+import torch
+
+from sakuga.parallel import Mesh, ParallelPlan, SequenceAttention, SequenceShard
+from sakuga.parallel.sequence import attention_with_lse
+from sakuga.wan.attention import sdpa
+
+MESHES: dict[ParallelPlan, Mesh] = {}
+
+
+def mesh_of(plan: ParallelPlan) -> Mesh:
+    """Made once: groups live as long as their processes."""
+    if plan not in MESHES:
+        MESHES[plan] = Mesh.create(plan)
+    return MESHES[plan]
+
+
+def qkv(length: int, num_heads: int, head_dim: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    """The same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, length, num_heads * head_dim, generator=generator) for _ in range(3)]
+
+
+def split_attention(plan: ParallelPlan, length: int, num_heads: int) -> torch.Tensor:
+    """Attention over shards, gathered."""
+    shard = SequenceShard(mesh=mesh_of(plan), length=length)
+    parts = [shard.split(x) for x in qkv(length, num_heads)]
+    return shard.gather(SequenceAttention(shard, sdpa)(*parts, num_heads))
+
+
+def split_gradient(plan: ParallelPlan, length: int, num_heads: int) -> list[torch.Tensor]:
+    """Gradients of a loss that weighs each token differently, each rank's part of the tokens gathered."""
+    shard = SequenceShard(mesh=mesh_of(plan), length=length)
+    parts = [shard.split(x).requires_grad_(True) for x in qkv(length, num_heads)]
+    out = SequenceAttention(shard, sdpa)(*parts, num_heads)
+    weights = shard.split(torch.linspace(1, 2, length)[None, :, None].expand(2, -1, out.shape[2]))
+    (out * weights).sum().backward()
+    return [shard.gather(part.grad) for part in parts]
+
+
+def whole_gradient(length: int, num_heads: int) -> list[torch.Tensor]:
+    inputs = [x.requires_grad_(True) for x in qkv(length, num_heads)]
+    out = sdpa(*inputs, num_heads)
+    (out * torch.linspace(1, 2, length)[None, :, None]).sum().backward()
+    return [x.grad for x in inputs]
+
+
+def split_and_gather(plan: ParallelPlan, length: int) -> tuple[torch.Tensor, list[int]]:
+    shard = SequenceShard(mesh=mesh_of(plan), length=length)
+    x = torch.arange(length * 3, dtype=torch.float32).view(1, length, 3)
+    part = shard.split(x)
+    return shard.gather(part), list(part.shape)
+
+
+def exchange_of_branches(plan: ParallelPlan) -> tuple[list[float], float]:
+    """What the other branch has, and a sum over the sequence."""
+    mesh = mesh_of(plan)
+    value = torch.tensor([float(mesh.rank)])
+    return [float(x) for x in mesh.cfg.all_gather(value)], float(mesh.sequence.sum(value))
+
+
+def wrong_world(plan: ParallelPlan) -> str:
+    from sakuga.errors import PlanError
+
+    try:
+        Mesh.create(plan)
+    except PlanError as error:
+        return str(error)
+    return "no error"
+
+
+def log_sum_exp(length: int) -> float:
+    """Error of the kernel's log-sum-exp; the same on every rank, so that no rank idles."""
+    q, k, v = (x.unflatten(2, (2, -1)) for x in qkv(length, 2))
+    _, lse = attention_with_lse(q, k, v)
+    scores = torch.einsum("bsnd,btnd->bsnt", q, k) * q.shape[-1] ** -0.5
+    return float((lse - scores.logsumexp(-1)).abs().max())

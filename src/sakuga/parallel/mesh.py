@@ -1,7 +1,7 @@
 """The ranks of one render as a mesh of process groups, and the few exchanges that they need.
 
 Groups of gloo take CPU tensors only, so CUDA tensors are staged through the host there: slow, but it lets two processes
-share one GPU, which NCCL refuses.     Run: pytest tests/dist
+share one GPU, which NCCL refuses.     Run: pytest tests/dist/test_sequence.py
 """
 
 from __future__ import annotations

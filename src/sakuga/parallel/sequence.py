@@ -4,7 +4,7 @@ Any number of tokens: shards are padded to equal size for the exchange only. Aft
 block of a ring, the padding is cut off again before a kernel sees it, so that no kernel needs a mask and the result is
 that of one process up to rounding. DiffSynth's own path attends to the padding.
 
-Shapes: B batch, S tokens, N heads, D head size.     Run: pytest tests/dist
+Shapes: B batch, S tokens, N heads, D head size.     Run: pytest tests/dist/test_sequence.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Latents are nearly linear in the colours that they stand for, at an eighth of the size. The map is fitted to the VAE at
 hand, by least squares between latents and pictures that it encodes, so it needs no table for a model.
 
-Shapes: N pictures, C latent channels, H height, W width.     Run: pytest tests/unit/test_preview.py
+Shapes: N pictures, C latent channels, H height, W width.     Run: pytest tests/unit/test_engine_loop.py
 """
 
 from collections.abc import Callable

@@ -76,3 +76,71 @@ def log_sum_exp(length: int) -> float:
     _, lse = attention_with_lse(q, k, v)
     scores = torch.einsum("bsnd,btnd->bsnt", q, k) * q.shape[-1] ** -0.5
     return float((lse - scores.logsumexp(-1)).abs().max())
+
+
+ENGINES: dict = {}
+
+
+def rank_engine(plan: ParallelPlan, family: str, tokenizer_dir: str):
+    from sakuga.engine.ranks import RankEngine
+
+    if (plan, family) not in ENGINES:
+        import tiny_wan
+
+        model = getattr(tiny_wan, f"tiny_{family}")(tokenizer_dir)
+        ENGINES[plan, family] = RankEngine(model, mesh_of(plan))
+    return ENGINES[plan, family]
+
+
+def render_latents(plan: ParallelPlan, family: str, tokenizer_dir: str, recipe, inputs, snapshot=None) -> tuple:
+    """Latents at the end, blocks run, and frames; with `snapshot` = (step, path) saved there and gone on from it."""
+    engine = rank_engine(plan, family, tokenizer_dir)
+    state = engine.start(recipe, inputs)
+    while not state.is_done:
+        if snapshot is not None and state.step == snapshot[0]:
+            engine.snapshot(state, snapshot[1])
+            state = engine.restore(snapshot[1], recipe)
+        state = engine.step(state)
+    return state.latents_BCTHW, state.num_blocks_run, engine.finish(state).frames_THWC
+
+
+def resume_latents(plan: ParallelPlan, family: str, tokenizer_dir: str, path) -> torch.Tensor:
+    """Another plan takes a snapshot over."""
+    engine = rank_engine(plan, family, tokenizer_dir)
+    state = engine.restore(path)
+    while not state.is_done:
+        state = engine.step(state)
+    return state.latents_BCTHW
+
+
+def refused(plan: ParallelPlan, family: str, tokenizer_dir: str, recipe, inputs) -> str:
+    """The error that every rank gets, and none is left waiting."""
+    from sakuga.errors import SakugaError
+
+    try:
+        rank_engine(plan, family, tokenizer_dir).start(recipe, inputs)
+    except SakugaError as error:
+        return f"{error.code} {error}"
+    return "no error"
+
+
+def agreed(plan: ParallelPlan, tokenizer_dir: str, wishes: list) -> tuple:
+    """Each rank wishes for something after the second step; where the loop ended, and whether it was saved."""
+    from sakuga.engine import RenderInputs
+    from sakuga.engine.loop import Decision, denoise
+    from sakuga.recipe import RenderRecipe
+
+    engine = rank_engine(plan, "t2v", tokenizer_dir)
+    recipe = RenderRecipe(
+        model="wan2.1-t2v-1.3b", weights_sha256="ab" * 32, prompt="x", width=32, height=32, num_frames=5,
+        num_inference_steps=4, seed=1,
+    )  # fmt: skip
+    wish, saved = Decision(wishes[engine.mesh.rank]), []
+    end = denoise(
+        engine,
+        engine.start(recipe, RenderInputs()),
+        lambda state: wish if state.step == 2 else Decision.GO_ON,
+        snapshot=lambda state: saved.append(state.step),
+        agree=engine.agree,
+    )
+    return end.decision.value, end.state.step, saved

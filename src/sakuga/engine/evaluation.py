@@ -20,7 +20,7 @@ class LocalEvaluation:
 
     forward: DitForward
     context: Context
-    attend: Attention
+    kernel: Attention
     conditioning: Conditioning
     latents_BCTHW: torch.Tensor
     """fp32, as the state holds them."""
@@ -35,6 +35,9 @@ class LocalEvaluation:
 
     @cached_property
     def _tokens(self) -> Tokens:
+        return self._embed()
+
+    def _embed(self) -> Tokens:
         return self.forward.embed(
             self.latents_BCTHW.to(self.timestep_B.dtype),
             self.timestep_B,
@@ -46,8 +49,16 @@ class LocalEvaluation:
     @cached_property
     def _walk(self) -> Iterator[torch.Tensor]:
         return self.forward.walk(
-            self._tokens, self.context, self.attend, vace_context_BCTHW=self.conditioning.vace_context_BCTHW
+            self._tokens,
+            self.context,
+            self.kernel,
+            among_tokens=self._among_tokens,
+            vace_context_BCTHW=self.conditioning.vace_context_BCTHW,
         )
+
+    @property
+    def _among_tokens(self) -> Attention:
+        return self.kernel
 
     def modulation(self) -> torch.Tensor:
         return self._tokens.modulation_BR6D

@@ -232,27 +232,30 @@ class LocalEngine:
         self, state: RenderState, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, BranchCache], int]:
         """Velocity under guidance, what the step cache remembers now, and how many blocks were run."""
-        recipe = state.recipe
-        low_noise = self._is_low_noise(recipe, timestep)
-        guidance = recipe.guidance_scale
-        if low_noise and recipe.guidance_scale_2 is not None:
-            guidance = recipe.guidance_scale_2
-        branches = ("positive",) if guidance == 1 else ("positive", "negative")
-        velocities, caches, num_blocks_run = [], {}, 0
-        for branch in branches:
-            evaluation = self._evaluation(state, branch, timestep, low_noise=low_noise)
-            if recipe.step_cache is None:
-                velocity = full_velocity(evaluation)
-            else:
-                name = f"{branch}.{int(low_noise)}"  # the other expert's memory says nothing about this one
-                rule = make_rule(recipe.step_cache, self.card)
-                velocity, caches[name] = rule(evaluation, state.caches.get(name, EMPTY))
-            velocities.append(velocity.float())
-            num_blocks_run += evaluation.num_blocks_run
+        low_noise, guidance = self._expert(state.recipe, timestep)
+        positive, caches, num_blocks_run = self._branch_velocity(state, "positive", timestep, low_noise=low_noise)
         if guidance == 1:
-            return velocities[0], caches, num_blocks_run
-        positive, negative = velocities
-        return negative + guidance * (positive - negative), caches, num_blocks_run
+            return positive, caches, num_blocks_run
+        negative, more_caches, more_blocks = self._branch_velocity(state, "negative", timestep, low_noise=low_noise)
+        return negative + guidance * (positive - negative), caches | more_caches, num_blocks_run + more_blocks
+
+    def _branch_velocity(
+        self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool
+    ) -> tuple[torch.Tensor, dict[str, BranchCache], int]:
+        evaluation = self._evaluation(state, branch, timestep, low_noise=low_noise)
+        step_cache = state.recipe.step_cache
+        if step_cache is None:
+            return full_velocity(evaluation).float(), {}, evaluation.num_blocks_run
+        name = f"{branch}.{int(low_noise)}"  # the other expert's memory says nothing about this one
+        velocity, cache = make_rule(step_cache, self.card)(evaluation, state.caches.get(name, EMPTY))
+        return velocity.float(), {name: cache}, evaluation.num_blocks_run
+
+    def _expert(self, recipe: RenderRecipe, timestep: torch.Tensor) -> tuple[bool, float]:
+        """Whether the low-noise expert's turn has come, and the guidance of this step."""
+        low_noise = self._is_low_noise(recipe, timestep)
+        if low_noise and recipe.guidance_scale_2 is not None:
+            return low_noise, recipe.guidance_scale_2
+        return low_noise, recipe.guidance_scale
 
     def _evaluation(
         self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool
@@ -260,7 +263,7 @@ class LocalEngine:
         return LocalEvaluation(
             forward=self._forwards[1 if low_noise else 0],
             context=self._context(state, branch, low_noise=low_noise),
-            attend=kernel(self._attention(state.recipe)),
+            kernel=kernel(self._attention(state.recipe)),
             conditioning=state.conditioning,
             latents_BCTHW=state.latents_BCTHW,
             sigma=state.sigmas[state.step].item(),

@@ -32,6 +32,11 @@ class SequenceShard:
         """Of every shard, padding included."""
         return -(-self.length // self.mesh.sequence.size)
 
+    @property
+    def real_length(self) -> int:
+        """Of this rank's shard, without padding."""
+        return shard_lengths(self.length, self.mesh.sequence.size)[self.mesh.sequence.index]
+
     def split(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """This rank's part of a tensor with all tokens, with zeros behind the last one."""
         start = min(self.size * self.mesh.sequence.index, self.length)

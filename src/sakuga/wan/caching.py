@@ -40,6 +40,8 @@ class BranchCache:
 
 
 EMPTY = BranchCache()
+PER_TOKEN = ("residual", "first")
+"""Tensors of a memory that are hidden states (B, S, D); the others have the shape of latents or of a modulation."""
 
 
 class Evaluation(Protocol):

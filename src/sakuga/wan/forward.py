@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,10 @@ from sakuga.wan.attention import Attention
 if TYPE_CHECKING:
     from diffsynth.models.wan_video_dit import CrossAttention, DiTBlock, SelfAttention, WanModel
     from diffsynth.models.wan_video_vace import VaceWanAttentionBlock, VaceWanModel
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +57,28 @@ class Tokens:
     """Frames, rows and columns of tokens, reference frame included."""
     num_reference_tokens: int = 0
     """In front, no part of the video."""
+    split: Callable[[torch.Tensor], torch.Tensor] = _identity
+    """All tokens to those of this rank, which are all that `x_BSD`, `row_S` and `rotation_S1D` hold."""
+    gather: Callable[[torch.Tensor], torch.Tensor] = _identity
+    """The way back."""
 
-    def with_x(self, x_BSD: torch.Tensor) -> Tokens:
-        return dataclasses.replace(self, x_BSD=x_BSD)
+    def shared(
+        self, split: Callable[[torch.Tensor], torch.Tensor], gather: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Tokens:
+        """This rank's tokens of these; `split` and `gather` work on dimension 1."""
+        row_S = None if self.row_S is None else split(self.row_S[None])[0]
+        rotation_S1D = split(self.rotation_S1D[None])[0]
+        return dataclasses.replace(
+            self, x_BSD=split(self.x_BSD), row_S=row_S, rotation_S1D=rotation_S1D, split=split, gather=gather
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attentions:
+    """The two places of attention in a block."""
+
+    among_tokens: Attention
+    to_text: Attention
 
 
 class DitForward:
@@ -130,25 +153,31 @@ class DitForward:
         self,
         tokens: Tokens,
         context: Context,
-        attend: Attention,
+        kernel: Attention,
         *,
         vace_context_BCTHW: torch.Tensor | None = None,
         vace_scale: float = 1.0,
     ) -> torch.Tensor:
         """All blocks: tokens in, hidden states (B, S, D) out."""
-        *_, x = self.walk(tokens, context, attend, vace_context_BCTHW=vace_context_BCTHW, vace_scale=vace_scale)
+        *_, x = self.walk(tokens, context, kernel, vace_context_BCTHW=vace_context_BCTHW, vace_scale=vace_scale)
         return x
 
     def walk(
         self,
         tokens: Tokens,
         context: Context,
-        attend: Attention,
+        kernel: Attention,
         *,
+        among_tokens: Attention | None = None,
         vace_context_BCTHW: torch.Tensor | None = None,
         vace_scale: float = 1.0,
     ) -> Iterator[torch.Tensor]:
-        """Hidden states after each block; whoever has seen enough stops asking."""
+        """Hidden states after each block; whoever has seen enough stops asking.
+
+        `among_tokens` is the self-attention where it is not `kernel`, as for tokens that are split over ranks; the
+        text is whole on every rank.
+        """
+        attend = Attentions(among_tokens=among_tokens or kernel, to_text=kernel)
         hints: Iterator[torch.Tensor] = iter(())
         hinted: Container[int] = ()
         if vace_context_BCTHW is not None:
@@ -166,7 +195,7 @@ class DitForward:
         head = self.dit.head
         modulation_BR2D = head.modulation.to(x_BSD.dtype) + tokens.time_BRD.unsqueeze(2)
         shift, scale = (_per_token(part, tokens.row_S) for part in modulation_BR2D.unbind(2))
-        x = head.head(head.norm(x_BSD) * (1 + scale) + shift)
+        x = tokens.gather(head.head(head.norm(x_BSD) * (1 + scale) + shift))
         f, h, w = tokens.grid
         num_frames = f - tokens.num_reference_tokens // (h * w)
         grid = cast("torch.Tensor", (num_frames, h, w))  # as it is annotated; three numbers are what it takes
@@ -197,23 +226,23 @@ def rotate(x_BSD: torch.Tensor, rotation_S1D: torch.Tensor, num_heads: int) -> t
     return torch.view_as_real(pairs * rotation_S1D).flatten(2).to(x_BSD.dtype)
 
 
-def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attention) -> torch.Tensor:
+def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions) -> torch.Tensor:
     """`DiTBlock.forward`: self-attention and feed-forward under adaptive norms, cross-attention between them."""
     modulation = block.modulation.to(tokens.modulation_BR6D.dtype) + tokens.modulation_BR6D
     parts = [_per_token(part, tokens.row_S) for part in modulation.unbind(2)]
     shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts
     normed = block.norm1(x) * (1 + scale_attn) + shift_attn
-    x = x + gate_attn * _self_attention(block.self_attn, normed, tokens.rotation_S1D, attend)
-    x = x + _cross_attention(block.cross_attn, block.norm3(x), context, attend)
+    x = x + gate_attn * _self_attention(block.self_attn, normed, tokens.rotation_S1D, attend.among_tokens)
+    x = x + _cross_attention(block.cross_attn, block.norm3(x), context, attend.to_text)
     normed = block.norm2(x) * (1 + scale_ffn) + shift_ffn
     return x + gate_ffn * block.ffn(normed)
 
 
 def _hints(
-    vace: VaceWanModel, vace_context_BCTHW: torch.Tensor, tokens: Tokens, context: Context, attend: Attention
+    vace: VaceWanModel, vace_context_BCTHW: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions
 ) -> Iterator[torch.Tensor]:
     """VACE's contribution to each of its layers, made when the layer comes."""
-    c = vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2)
+    c = tokens.split(vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2))
     for block in cast("Sequence[VaceWanAttentionBlock]", vace.vace_blocks):
         if block.block_id == 0:
             c = block.before_proj(c) + tokens.x_BSD

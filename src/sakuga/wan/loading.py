@@ -62,6 +62,10 @@ class LoadedModel:
         return tuple(dit for dit in (self.pipe.dit, self.pipe.dit2) if dit is not None)
 
     @property
+    def num_heads(self) -> int:
+        return self.pipe.dit.blocks[0].self_attn.num_heads  # ty: ignore  # torch types entries as bare Module
+
+    @property
     def head_dim(self) -> int:
         return self.pipe.dit.blocks[0].self_attn.head_dim  # ty: ignore  # torch types entries as bare Module
 

@@ -1,0 +1,177 @@
+"""The engine on every rank of a mesh: the same code, on its branch and on its share of the tokens.
+
+All ranks hold the same state but for two things in a step cache: hidden states are those of the rank's own tokens, and
+with cfg 2 a rank remembers its own branch only. `whole` brings them together, so that a snapshot fits any plan. Every
+method but `preview` is a collective: all ranks call it, in the same order, and all get the same answer.
+
+Shapes as in `engine/state.py`.     Run: pytest tests/dist/test_rank_engine.py
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sakuga.engine.evaluation import LocalEvaluation
+from sakuga.engine.local import LocalEngine
+from sakuga.engine.loop import Decision, strongest
+from sakuga.engine.state import RenderInputs, RenderState, Video
+from sakuga.parallel import Mesh, SequenceAttention, SequenceShard
+from sakuga.recipe import RenderRecipe
+from sakuga.wan.attention import Attention
+from sakuga.wan.caching import PER_TOKEN, BranchCache
+from sakuga.wan.forward import Tokens
+from sakuga.wan.loading import LoadedModel
+
+Value = TypeVar("Value")
+
+
+@dataclass(kw_only=True)
+class RankEvaluation(LocalEvaluation):
+    """A step of one branch on this rank's tokens."""
+
+    mesh: Mesh
+
+    def _embed(self) -> Tokens:
+        whole = super()._embed()
+        shard = SequenceShard(mesh=self.mesh, length=whole.x_BSD.shape[1])
+        return whole.shared(shard.split, shard.gather)
+
+    @cached_property
+    def _shard(self) -> SequenceShard:
+        f, h, w = self._tokens.grid
+        return SequenceShard(mesh=self.mesh, length=f * h * w)
+
+    @property
+    def _among_tokens(self) -> Attention:
+        return SequenceAttention(self._shard, self.kernel)
+
+    def mean_abs(self, x: torch.Tensor) -> float:
+        if x.ndim != 3:  # latents and modulations are whole on every rank
+            return super().mean_abs(x)
+        real = self._shard.real_length
+        sums = torch.tensor([x[:, :real].float().abs().sum().item(), float(x[:, :real].numel())], dtype=torch.float64)
+        total, count = self.mesh.sequence.sum(sums).tolist()
+        return total / count
+
+
+class RankEngine(LocalEngine):
+    """Renders with all ranks of a mesh; `mesh` is this rank's view of it."""
+
+    def __init__(self, model: LoadedModel, mesh: Mesh) -> None:
+        super().__init__(model)
+        self.mesh = mesh
+
+    def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:
+        """As `LocalEngine.start`; rank 0 encodes for all, so only it needs text encoder and VAE in memory.
+
+        Raises PlanError when the plan does not fit the model or the recipe.
+        """
+        guided = recipe.guidance_scale != 1 or recipe.guidance_scale_2 not in (None, 1)
+        self.mesh.plan.check(num_heads=self.model.num_heads, guided=guided)
+        self.add_loras(inputs.lora_paths)
+        return self._from_rank_0(lambda: super(RankEngine, self).start(recipe, inputs))
+
+    def finish(self, state: RenderState) -> Video:
+        """As `LocalEngine.finish`; rank 0 decodes for all."""
+        return self._from_rank_0(lambda: super(RankEngine, self).finish(state))
+
+    def snapshot(self, state: RenderState, path: Path) -> None:
+        """Save the state for any plan: rank 0 writes what all ranks bring together."""
+        whole = self.whole(state)
+        self._from_rank_0(lambda: super(RankEngine, self).snapshot(whole, path))
+
+    def restore(self, path: Path, recipe: RenderRecipe | None = None) -> RenderState:
+        state = super().restore(path, recipe)
+        caches = {
+            name: replace(cache, tensors=self._map_hidden(state, cache.tensors, "split"))
+            for name, cache in state.caches.items()
+            if self._is_mine(name)
+        }
+        return replace(state, caches=caches)
+
+    def whole(self, state: RenderState) -> RenderState:
+        """The state with the step cache of all tokens and branches."""
+        if state.refreshes_next:
+            return state.without_caches()
+        mine = {
+            name: replace(cache, tensors=self._map_hidden(state, cache.tensors, "gather"))
+            for name, cache in state.caches.items()
+        }
+        caches: dict[str, BranchCache] = {}
+        for part in self._gather_objects(mine):
+            caches |= {name: cache for name, cache in part.items() if name not in caches}
+        return replace(state, caches=caches)
+
+    def agree(self, decision: Decision) -> Decision:
+        """What all ranks do: the strongest of their wishes. Give it to `denoise`."""
+        return strongest(self._gather_objects(decision))
+
+    def _guided_velocity(
+        self, state: RenderState, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, BranchCache], int]:
+        if self.mesh.plan.cfg == 1:
+            return super()._guided_velocity(state, timestep)
+        low_noise, guidance = self._expert(state.recipe, timestep)
+        branch = ("positive", "negative")[self.mesh.cfg.index]
+        velocity, caches, num_blocks_run = self._branch_velocity(state, branch, timestep, low_noise=low_noise)
+        positive, negative = self.mesh.cfg.all_gather(velocity)
+        counts = self.mesh.cfg.sum(torch.tensor([num_blocks_run]))
+        return negative + guidance * (positive - negative), caches, int(counts)
+
+    def _evaluation(
+        self, state: RenderState, branch: str, timestep: torch.Tensor, *, low_noise: bool
+    ) -> LocalEvaluation:
+        alone = super()._evaluation(state, branch, timestep, low_noise=low_noise)
+        if self.mesh.sequence.size == 1:
+            return alone
+        return RankEvaluation(
+            mesh=self.mesh,
+            **{name: getattr(alone, name) for name in alone.__dataclass_fields__ if not name.startswith("_")},
+        )
+
+    def _is_mine(self, cache_name: str) -> bool:
+        own = ("positive", "negative")[self.mesh.cfg.index]
+        return self.mesh.plan.cfg == 1 or cache_name.startswith(own)
+
+    def _map_hidden(
+        self, state: RenderState, tensors: Mapping[str, torch.Tensor], direction: str
+    ) -> dict[str, torch.Tensor]:
+        """Hidden states among a cache's tensors split or gathered; the others are the same on every rank."""
+        shard = SequenceShard(mesh=self.mesh, length=self._num_tokens(state))
+        return {
+            name: getattr(shard, direction)(tensor) if name in PER_TOKEN else tensor for name, tensor in tensors.items()
+        }
+
+    def _num_tokens(self, state: RenderState) -> int:
+        frames, height, width = state.latents_BCTHW.shape[2:]
+        if state.conditioning.reference_latents_BCTHW is not None:
+            frames += 1
+        _, rows, columns = self.model.pipe.dit.patch_size
+        return frames * (height // rows) * (width // columns)
+
+    def _from_rank_0(self, work: Callable[[], Value]) -> Value:
+        """Its result, or its error, on every rank: else the others would wait for it in a collective."""
+        if self.mesh.plan.world_size == 1:
+            return work()
+        answer: list = [None, None]
+        if self.mesh.rank == 0:
+            try:
+                answer[0] = work()
+            except Exception as error:  # noqa: BLE001  # raised again below, on all ranks
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def _gather_objects(self, value: Value) -> list[Value]:
+        if self.mesh.plan.world_size == 1:
+            return [value]
+        values: list = [None] * self.mesh.plan.world_size
+        dist.all_gather_object(values, value)
+        return values

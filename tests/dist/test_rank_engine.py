@@ -1,0 +1,125 @@
+"""A render on several ranks is the render on one, for every family and step cache, also when it changes its plan."""
+
+import numpy as np
+import pytest
+
+import rank_work
+import tiny_wan
+from sakuga.engine import LocalEngine, RenderInputs
+from sakuga.media import image_sha256, video_sha256
+from sakuga.parallel import ParallelPlan
+from sakuga.recipe import ImageRef, RenderRecipe, StepCache, VideoRef
+from sakuga.wan.mini.tokenizer import save_tokenizer
+from stock_pipeline import clip, picture
+
+pytestmark = pytest.mark.dist
+
+TOLERANCE = 1e-4
+"""DESIGN's: maximum absolute error of the latents in fp32 between degrees."""
+PLANS = [
+    ParallelPlan(ulysses=2),
+    ParallelPlan(ring=2),
+    ParallelPlan(cfg=2),
+    ParallelPlan(cfg=2, ulysses=2),
+    ParallelPlan(ulysses=2, ring=2),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, 1024)
+    return str(folder)
+
+
+def task(family: str, **fields) -> tuple[RenderRecipe, RenderInputs]:
+    """A recipe and inputs for a family; 48x80 is 15 tokens a frame, which no degree divides."""
+    size = {"width": 64, "height": 96} if family == "ti2v" else {"width": 48, "height": 80}
+    images, videos = {}, {}
+    if family == "ti2v":
+        images["input_image"] = picture(5, **size)
+    if family == "vace":
+        videos["vace_video"] = clip(9, **size)
+    if family == "control":
+        videos["control_video"], images["reference_image"] = clip(9, **size), picture(2, **size)
+    recipe = RenderRecipe(
+        **{
+            "model": MODELS[family], "weights_sha256": "ab" * 32, "prompt": "a dancer",
+            "num_frames": 5, "num_inference_steps": 6, "seed": 3, **size, **fields,
+            "images": tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
+            "videos": tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
+        }
+    )  # fmt: skip
+    return recipe, RenderInputs(images=images, videos=videos)
+
+
+MODELS = {
+    "t2v": "wan2.1-t2v-1.3b",
+    "two_experts": "wan2.2-t2v-a14b",
+    "ti2v": "wan2.2-ti2v-5b",
+    "vace": "wan2.1-vace-1.3b",
+    "control": "wan2.1-fun-v1.1-control-1.3b",
+}
+
+
+def alone(family: str, tokenizer_dir: str, recipe, inputs):
+    engine = LocalEngine(getattr(tiny_wan, f"tiny_{family}")(tokenizer_dir))
+    state = engine.start(recipe, inputs)
+    while not state.is_done:
+        state = engine.step(state)
+    return state, engine.finish(state).frames_THWC
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_family_on_every_plan(family, world, tokenizer_dir):
+    recipe, inputs = task(family)
+    expected, frames = alone(family, tokenizer_dir, recipe, inputs)
+    for plan in PLANS:
+        answers = world(plan.world_size).run(rank_work.render_latents, plan, family, tokenizer_dir, recipe, inputs)
+        for latents, num_blocks_run, video in answers:
+            assert (latents - expected.latents_BCTHW).abs().max() < TOLERANCE, plan
+            assert num_blocks_run == expected.num_blocks_run
+            assert np.abs(video.astype(int) - frames).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["teacache", "first_block", "easycache", "forecast"])
+def test_every_step_cache_on_every_plan_and_from_one_to_another(kind, world, tokenizer_dir, tmp_path):
+    """Rank 0 of the second half may have been another one in the first."""
+    recipe, inputs = task("t2v", step_cache=StepCache(kind=kind, threshold_rel_l1=5.0), num_inference_steps=8)
+    expected, _ = alone("t2v", tokenizer_dir, recipe, inputs)
+    assert expected.num_blocks_run < 8 * 2 * 2
+    for plan in PLANS:
+        ranks = world(plan.world_size)
+        path = tmp_path / f"{plan}.safetensors"
+        whole = ranks.run(rank_work.render_latents, plan, "t2v", tokenizer_dir, recipe, inputs)
+        parts = ranks.run(rank_work.render_latents, plan, "t2v", tokenizer_dir, recipe, inputs, (5, path))
+        for (latents, num_blocks_run, _), (resumed, _, _) in zip(whole, parts, strict=True):
+            assert (latents - expected.latents_BCTHW).abs().max() < TOLERANCE, plan
+            assert num_blocks_run == expected.num_blocks_run
+            assert (resumed == latents).all(), f"{plan}: a resume on the same plan gives the same bits"
+        other = ParallelPlan(ring=2) if plan.world_size == 4 else ParallelPlan(cfg=2, ulysses=2)
+        for latents in world(other.world_size).run(rank_work.resume_latents, other, "t2v", tokenizer_dir, path):
+            assert (latents - expected.latents_BCTHW).abs().max() < TOLERANCE, f"{plan} to {other}"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "decision", "step", "saved"),
+    [
+        (["go on", "pause"], "pause", 2, [2]),
+        (["snapshot", "go on"], "go on", 4, [2]),
+        (["pause", "cancel"], "cancel", 2, []),
+    ],
+)
+def test_ranks_agree_before_they_act(wishes, decision, step, saved, world, tokenizer_dir):
+    answers = world(2).run(rank_work.agreed, ParallelPlan(ulysses=2), tokenizer_dir, wishes)
+    assert answers == [(decision, step, saved)] * 2
+
+
+def test_an_error_of_rank_0_reaches_all_and_the_ranks_stay_usable(world, tokenizer_dir):
+    recipe, _ = task("vace")
+    answers = world(2).run(rank_work.refused, ParallelPlan(ulysses=2), "t2v", tokenizer_dir, recipe, RenderInputs())
+    assert all(answer.startswith("E_MODEL") for answer in answers)
+    recipe, inputs = task("t2v", guidance_scale=1.0)
+    answers = world(2).run(rank_work.refused, ParallelPlan(cfg=2), "t2v", tokenizer_dir, recipe, inputs)
+    assert answers == ["E_PLAN cfg 2 splits two branches, and with guidance_scale 1 there is one; take cfg 1 x ulysses 2 x ring 1"] * 2
+    assert world(2).run(rank_work.refused, ParallelPlan(ulysses=2), "t2v", tokenizer_dir, recipe, inputs) == ["no error"] * 2

@@ -216,6 +216,10 @@ def test_a_request_with_ten_thousand_fields_gets_a_short_answer():
         ({"loras": 5}, RecipeError, "loras"),
         ({"tiling": {"tile_height": 0}}, RecipeError, "tile_height"),
         ({"step_cache": {"kind": "teacache"}}, RecipeError, "threshold_rel_l1"),
+        ({"step_cache": "teacache"}, RecipeError, "write KIND:THRESHOLD"),
+        ({"step_cache": "teacache:x"}, RecipeError, "write KIND:THRESHOLD"),
+        ({"step_cache": "teacache:0.1:2:3"}, RecipeError, "write KIND:THRESHOLD"),
+        ({"step_cache": "teacache:nan"}, RecipeError, "above 0, at most 10"),
         ({"model": ""}, RecipeError, "model"),
     ],
 )
@@ -279,3 +283,9 @@ def test_whatever_is_written_is_taken_or_refused_with_a_sentence(fields):
     else:
         message = f"taken with seed {seed_from_content(request.model_dump())}"
     assert message.isprintable()
+
+
+def test_the_short_spelling_of_a_step_cache():
+    short = parse_request({"prompt": "x", "step_cache": "forecast:0.05:10"}).step_cache
+    assert short == StepCache(kind="forecast", threshold_rel_l1=0.05, refresh_every=10)
+    assert parse_request({"prompt": "x", "step_cache": "teacache:0.1"}).step_cache.refresh_every is None

@@ -38,6 +38,7 @@ def bulk(
     seed: options.Seed = None,
     precision: options.Precision = None,
     attention: options.AttentionName = None,
+    step_cache: options.StepCacheText = None,
     device: options.WorkerDevice = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +60,7 @@ def bulk(
         seed=seed,
         precision=precision,
         attention=attention,
+        step_cache=step_cache,
     )
     with bulk_bars(out):
         summary = run_bulk(

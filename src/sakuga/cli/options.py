@@ -25,6 +25,10 @@ FlowShift = Annotated[float | None, typer.Option(help="Shift of the noise schedu
 Seed = Annotated[int | None, typer.Option(help="0 to 2^63-1; drawn or made from the row if not given.")]
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")]
 AttentionName = Annotated[str | None, typer.Option("--attention", help="auto, sdpa, fa2, fa3 or sage.")]
+StepCacheText = Annotated[
+    str | None,
+    typer.Option("--step-cache", help="KIND:THRESHOLD, such as forecast:0.05; or easycache, first_block, teacache."),
+]
 NumThreads = Annotated[
     int | None, typer.Option(min=1, help="PyTorch threads of one worker; without it the workers share the cores.")
 ]

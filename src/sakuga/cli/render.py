@@ -50,6 +50,7 @@ def render(
     seed: options.Seed = None,
     precision: options.Precision = None,
     attention: options.AttentionName = None,
+    step_cache: options.StepCacheText = None,
     device: options.Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -78,6 +79,7 @@ def render(
         seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
         precision=precision,
         attention=attention,
+        step_cache=step_cache,
     )
     name, receipt = _render(fields, out, name, weights, device)
     files = [f"{out / name}{suffix}" for suffix in (".mp4", ".webp", ".sprites.webp", ".json")]

@@ -36,6 +36,7 @@ MAX_SHOWN_ERRORS = 3
 # file does not change the seed.
 NOT_IN_SEED = frozenset({"id", "seed", "loras", *IMAGE_ROLES, *VIDEO_ROLES})
 LORA_FORMS = 'a name ("fairy"), a name with a weight ("fairy:0.8") or an object with "name" or "path" and "weight"'
+STEP_CACHE_FORM = "KIND:THRESHOLD or KIND:THRESHOLD:REFRESH_EVERY, such as forecast:0.05"
 
 
 class LoraRequest(BaseModel):
@@ -152,6 +153,11 @@ class RecipeRequest(BaseModel):
     def _loras(cls, value: object) -> list[object]:
         return _lora_list(value)
 
+    @field_validator("step_cache", mode="before")
+    @classmethod
+    def _step_cache(cls, value: object) -> object:
+        return _step_cache_fields(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _together(self) -> "RecipeRequest":
         if self.width and self.height and self.num_frames:
@@ -246,6 +252,24 @@ def _lora_entry(entry: object) -> object:
         raise RecipeError(f"loras has the entry {shown(entry)} whose weight is no number; write {LORA_FORMS}") from None
     where = "path" if "/" in name or name.endswith(".safetensors") else "name"
     return {where: name, "weight": number}
+
+
+def _step_cache_fields(text: str) -> dict[str, object]:
+    """The short spelling of a step cache.
+
+    >>> _step_cache_fields("forecast:0.05"), _step_cache_fields("teacache:0.1:5")["refresh_every"]
+    ({'kind': 'forecast', 'threshold_rel_l1': 0.05}, 5)
+    """
+    kind, *numbers = text.strip().split(":")
+    try:
+        threshold, *every = numbers
+        fields: dict[str, object] = {"kind": kind, "threshold_rel_l1": float(threshold)}
+        if every:
+            (number,) = every
+            fields["refresh_every"] = int(number)
+    except ValueError:
+        raise RecipeError(f"step_cache is {shown(text)}; write {STEP_CACHE_FORM}") from None
+    return fields
 
 
 def _our_error(error: ValidationError) -> InputError:

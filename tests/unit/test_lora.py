@@ -6,6 +6,7 @@ from diffsynth.utils.lora import GeneralLoRALoader
 from safetensors.torch import save_file
 
 from sakuga.errors import LoraError, ModelError
+from sakuga.recipe import LoraRef
 from sakuga.wan.lora import LoraSwitch, embedded_lora
 from sakuga.wan.weights import file_sha256
 
@@ -69,7 +70,7 @@ def test_fused_weights_equal_those_of_diffsynth(tmp_path):
     ours, stock = make_model(), make_model()
     switch = LoraSwitch([ours])
     switch.register(path)
-    switch.fuse([(file_sha256(path), 0.7)])
+    switch.fuse([LoraRef(sha256=file_sha256(path), weight=0.7)])
     tensors = {STYLES["diffsynth"].format(target=k[:-2], kind=k[-1], k=""): v for k, v in make_tensors().items()}
     GeneralLoRALoader(torch_dtype=torch.float32).fuse_lora_to_base_model(stock, tensors, alpha=0.7)
     for target in TARGETS:
@@ -86,7 +87,7 @@ def test_switching_loras_restores_the_base_to_the_bit(tmp_path):
     switch = LoraSwitch([model])
     switch.register(one)
     switch.register(two)
-    first, second = (file_sha256(one), 1.0), (file_sha256(two), 0.3)
+    first, second = LoraRef(sha256=file_sha256(one)), LoraRef(sha256=file_sha256(two), weight=0.3)
     switch.fuse([first])
     alone = model.get_submodule(TARGETS[0]).weight.clone()
     switch.fuse([first, second])
@@ -98,9 +99,22 @@ def test_switching_loras_restores_the_base_to_the_bit(tmp_path):
         assert torch.equal(value, base[name]), name
 
 
+def test_a_lora_for_one_of_two_experts(tmp_path):
+    """High comes first, as DiffSynth's `dit`; each LoRA changes its own expert and no other."""
+    experts = [make_model(0), make_model(5)]
+    base = [expert.blocks[0].self_attn.q.weight.clone() for expert in experts]
+    path = write(tmp_path / "l.safetensors", STYLES["plain"])
+    switch = LoraSwitch(experts)
+    switch.register(path)
+    for name, changed in (("high", [True, False]), ("low", [False, True]), (None, [True, True])):
+        switch.fuse([LoraRef(sha256=file_sha256(path), expert=name)])
+        weights = [expert.blocks[0].self_attn.q.weight for expert in experts]
+        assert [not torch.equal(weight, start) for weight, start in zip(weights, base, strict=True)] == changed
+
+
 def test_a_lora_that_was_not_registered():
     with pytest.raises(LoraError, match="not among the files given"):
-        LoraSwitch([make_model()]).fuse([("f" * 64, 1.0)])
+        LoraSwitch([make_model()]).fuse([LoraRef(sha256="f" * 64)])
 
 
 def test_embedded_lora_by_name(tmp_path):

@@ -225,7 +225,7 @@ class LocalEngine:
             recipe=recipe,
             video=video,
             attention=self._attention(recipe),
-            loras=[self._loras.report(ref.sha256) for ref in recipe.loras],
+            loras=[self._loras.report(ref) for ref in recipe.loras],
         )
 
     def _guided_velocity(
@@ -298,7 +298,7 @@ class LocalEngine:
     @contextmanager
     def _ready(self, recipe: RenderRecipe) -> Generator[None]:
         """Inside: the recipe's LoRAs and attention, no gradients, and a clear error when memory ends."""
-        self._loras.fuse([(ref.sha256, ref.weight) for ref in recipe.loras])
+        self._loras.fuse(recipe.loras)
         what = f"a render of {recipe.width}x{recipe.height} and {recipe.num_frames} frames"
         room = memory_of(self.device, what, "ask for fewer frames or a smaller size, or set tiling")
         with torch.no_grad(), attention(self._attention(recipe)), room:

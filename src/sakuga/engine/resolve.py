@@ -5,6 +5,7 @@ costs no model work.     Run: pytest tests/unit/test_engine_resolve.py
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from sakuga.engine.state import RenderInputs
 from sakuga.engine.task import check_task
-from sakuga.errors import LoraError, WeightsError
+from sakuga.errors import LoraError, RecipeError, WeightsError
 from sakuga.media import image_sha256, load_image, read_video, video_info, video_sha256
 from sakuga.recipe import (
     IMAGE_ROLES,
@@ -29,6 +30,7 @@ from sakuga.settings import from_environment
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.loading import WeightSet, locate
 from sakuga.wan.lora import embedded_lora
+from sakuga.wan.passport import LoraPassport, read_passport
 from sakuga.wan.weights import file_sha256
 
 Value = TypeVar("Value")
@@ -58,6 +60,9 @@ def resolve(
             "give the right --weights or leave weights_sha256 out"
         )
     lora_paths = tuple(_lora_path(lora, card, found, base_dir) for lora in request.loras)
+    passports = [read_passport(path) for path in lora_paths]
+    request, more_notes = _with_schedule_of_loras(request, lora_paths, passports, found)
+    notes += more_notes
     recipe = _recipe(
         request,
         card,
@@ -66,10 +71,13 @@ def resolve(
         images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
         videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
         loras=tuple(
-            LoraRef(sha256=_lora_sha256(lora, path, found), weight=lora.weight)
-            for lora, path in zip(request.loras, lora_paths, strict=True)
+            LoraRef(
+                sha256=_lora_sha256(lora, path, found), weight=lora.weight, expert=_or(lora.expert, passport.expert)
+            )
+            for lora, path, passport in zip(request.loras, lora_paths, passports, strict=True)
         ),
     )
+    check_task(recipe, card)
     for role in videos:
         notes += _fps_note(role, video_info(base_dir / getattr(request, role)).fps, recipe.fps)
     inputs = RenderInputs(images=images, videos=videos, lora_paths=lora_paths, notes=tuple(notes))
@@ -136,6 +144,37 @@ def _recipe(
         attention="sdpa" if request.attention == "auto" else request.attention,
         tiling=request.tiling,
     )
+
+
+def _with_schedule_of_loras(
+    request: RecipeRequest, paths: Sequence[Path], passports: Sequence[LoraPassport], weights: WeightSet
+) -> tuple[RecipeRequest, list[str]]:
+    """Steps, guidance and shift that an acceleration LoRA was distilled for, where the request leaves them open.
+
+    Raises RecipeError when two of them ask for different schedules. The notes say what was taken from where, and which
+    LoRA was trained on other weights.
+    """
+    notes, taken = [], {}
+    fast = [(path, passport) for path, passport in zip(paths, passports, strict=True) if passport.is_acceleration]
+    for path, passport in fast:
+        # A distilled step has guidance inside.
+        wanted = {
+            "num_inference_steps": passport.num_inference_steps,
+            "guidance_scale": _or(passport.guidance_scale, 1.0),
+            "flow_shift": passport.flow_shift,
+        }
+        for name, value in wanted.items():
+            if value is None or getattr(request, name) is not None:
+                continue
+            if taken.setdefault(name, value) != value:
+                raise RecipeError(
+                    f"{path.name} wants {name} {value:g} and another LoRA {taken[name]:g}; give {name} yourself"
+                )
+            notes.append(f"{name} is {value:g}, as LoRA {path.name} was distilled for")
+    for path, passport in zip(paths, passports, strict=True):
+        if passport.base_sha256 not in (None, weights.sha256):
+            notes.append(f"LoRA {path.name} was trained on other weights ({passport.base_sha256[:12]})")
+    return request.model_copy(update=taken), notes
 
 
 def _with_placeholders(recipe: RenderRecipe, request: RecipeRequest) -> RenderRecipe:

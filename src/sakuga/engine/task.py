@@ -55,6 +55,8 @@ def check_task(recipe: RenderRecipe, card: ModelCard) -> str:
         raise RecipeError("a vace_mask says which parts of a vace_video to redraw; give both")
     if not card.two_experts and (recipe.guidance_scale_2 is not None or recipe.boundary_ratio is not None):
         raise RecipeError(f"guidance_scale_2 and boundary_ratio are for models with two experts; {card.name} has one")
+    if not card.two_experts and any(ref.expert is not None for ref in recipe.loras):
+        raise RecipeError(f"a LoRA's expert is for models with two; {card.name} has one, leave it out")
     task = task_of(recipe, card)
     if task not in card.tasks:
         raise ModelError(f"{card.name} cannot {TASK_WORDS[task]}; it can do {', '.join(card.tasks)}")

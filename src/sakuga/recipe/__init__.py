@@ -10,6 +10,7 @@ from sakuga.recipe.limits import LIMITS, MAX_PROMPT_CHARS, MAX_SEED
 from sakuga.recipe.request import LoraRequest, RecipeRequest, parse_request, seed_from_content
 from sakuga.recipe.values import (
     ATTENTIONS,
+    EXPERTS,
     IMAGE_ROLES,
     NUMERICS_VERSION,
     PRECISIONS,
@@ -24,6 +25,7 @@ from sakuga.recipe.values import (
 
 __all__ = [
     "ATTENTIONS",
+    "EXPERTS",
     "IMAGE_ROLES",
     "LIMITS",
     "MAX_PROMPT_CHARS",

@@ -28,14 +28,27 @@ from sakuga.recipe.limits import (
     check_slug,
     check_video_size,
 )
-from sakuga.recipe.values import ATTENTIONS, IMAGE_ROLES, PRECISIONS, VIDEO_ROLES, StepCache, Tiling, check_unique
+from sakuga.recipe.values import (
+    ATTENTIONS,
+    EXPERTS,
+    IMAGE_ROLES,
+    PRECISIONS,
+    VIDEO_ROLES,
+    StepCache,
+    Tiling,
+    check_expert,
+    check_unique,
+)
 
 MAX_PATH_CHARS = 4096  # PATH_MAX of Linux
 MAX_SHOWN_ERRORS = 3
 # Files may move between two runs, and a row with a LoRA should be comparable with the same row without: what names a
 # file does not change the seed.
 NOT_IN_SEED = frozenset({"id", "seed", "loras", *IMAGE_ROLES, *VIDEO_ROLES})
-LORA_FORMS = 'a name ("fairy"), a name with a weight ("fairy:0.8") or an object with "name" or "path" and "weight"'
+LORA_FORMS = (
+    'a name ("fairy"), a name with a weight ("fairy:0.8", for one of two experts "fairy:0.8:high") '
+    'or an object with "name" or "path", "weight" and "expert"'
+)
 STEP_CACHE_FORM = "KIND:THRESHOLD or KIND:THRESHOLD:REFRESH_EVERY, such as forecast:0.05"
 
 
@@ -47,6 +60,12 @@ class LoraRequest(BaseModel):
     name: str | None = None
     path: str | None = None
     weight: float = 1.0
+    expert: str | None = None
+
+    @field_validator("expert", mode="before")
+    @classmethod
+    def _expert(cls, value: object) -> str | None:
+        return check_expert(value)
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -243,7 +262,10 @@ def _lora_entry(entry: object) -> object:
         return entry
     if not isinstance(entry, str) or not entry.strip():
         raise RecipeError(f"loras has the entry {shown(entry)}; write {LORA_FORMS}")
-    name, colon, weight = entry.strip().rpartition(":")
+    text, colon, expert = entry.strip().rpartition(":")
+    if not colon or expert not in EXPERTS:
+        text, expert = entry.strip(), None
+    name, colon, weight = text.rpartition(":")
     if not colon:
         name, weight = weight, "1"
     try:
@@ -251,7 +273,7 @@ def _lora_entry(entry: object) -> object:
     except ValueError:
         raise RecipeError(f"loras has the entry {shown(entry)} whose weight is no number; write {LORA_FORMS}") from None
     where = "path" if "/" in name or name.endswith(".safetensors") else "name"
-    return {where: name, "weight": number}
+    return {where: name, "weight": number} | ({} if expert is None else {"expert": expert})
 
 
 def _step_cache_fields(text: str) -> dict[str, object]:

@@ -30,6 +30,7 @@ NUMERICS_VERSION = 2  # raise it when a change of the code changes pixels of an 
 IMAGE_ROLES = ("input_image", "end_image", "reference_image")
 VIDEO_ROLES = ("input_video", "control_video", "vace_video", "vace_mask")
 PRECISIONS = ("fp32", "bf16", "fp16")
+EXPERTS = ("high", "low")
 ATTENTIONS = ("auto", "sdpa", "fa2", "fa3", "sage")  # whether one runs on a machine is `sakuga.wan.attention`'s to say
 
 Value = TypeVar("Value")
@@ -70,10 +71,13 @@ class LoraRef:
     sha256: str
     """Of the file."""
     weight: float = 1.0
+    expert: str | None = None
+    """"high" or "low": the only expert of two that it is for; None: all."""
 
     def __post_init__(self) -> None:
         check_sha256("sha256", self.sha256)
         object.__setattr__(self, "weight", check_number("weight", self.weight))
+        check_expert(self.expert)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +202,11 @@ class RenderRecipe:
     def render_key(self) -> str:
         """sha256 of the canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode("ascii")).hexdigest()
+
+
+def check_expert(value: object) -> str | None:
+    """None for both experts, or the one of high or low noise."""
+    return None if value is None else check_choice("loras.expert", value, EXPERTS)
 
 
 def check_unique(field: str, names: Iterable[str]) -> None:

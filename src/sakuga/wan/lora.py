@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sakuga.errors import LoraError, ModelError, did_you_mean, shown
+from sakuga.recipe import EXPERTS, LoraRef
 from sakuga.wan.lora_file import Lora, read_lora
 
 
@@ -31,42 +32,44 @@ class LoraSwitch:
         self._experts = tuple(experts)
         self._known: dict[str, Lora] = {}
         self._base: dict[tuple[int, str], torch.Tensor] = {}
-        self._fused: tuple[tuple[str, float], ...] = ()
+        self._fused: tuple[LoraRef, ...] = ()
 
     def register(self, path: Path) -> None:
         """Read a LoRA, once for the same content; LoraError when it does not fit."""
         lora = read_lora(path, self._experts[0])
         self._known.setdefault(lora.sha256, lora)
 
-    def fuse(self, wanted: Sequence[tuple[str, float]]) -> None:
-        """Make the weights base + the wanted (sha256, weight), in this order; nothing when they already are.
+    def fuse(self, wanted: Sequence[LoraRef]) -> None:
+        """Make the weights base + the wanted, in this order; nothing when they already are.
 
         Raises LoraError for a LoRA that was not registered.
         """
         if tuple(wanted) == self._fused:
             return
-        for sha256, _ in wanted:
-            if sha256 not in self._known:
-                raise LoraError(f"LoRA {sha256[:12]} of the recipe is not among the files given; give the right file")
-        loras = [(self._known[sha256], weight) for sha256, weight in wanted]
-        targets = {target for lora, _ in loras for target in lora.changes}
+        for ref in wanted:
+            if ref.sha256 not in self._known:
+                raise LoraError(
+                    f"LoRA {ref.sha256[:12]} of the recipe is not among the files given; give the right file"
+                )
         with torch.no_grad():
-            for index, expert in enumerate(self._experts):
+            for index, (name, expert) in enumerate(zip(EXPERTS, self._experts, strict=False)):
+                loras = [(self._known[ref.sha256], ref.weight) for ref in wanted if ref.expert in (None, name)]
+                targets = {target for lora, _ in loras for target in lora.changes}
                 touched = {name for known_index, name in self._base if known_index == index}
                 for target in targets | touched:
                     self._rebuild(index, expert, target, loras)
         self._fused = tuple(wanted)
 
-    def report(self, sha256: str) -> dict[str, object]:
+    def report(self, ref: LoraRef) -> dict[str, object]:
         """For the receipt: which file, how many parameters it changes (all found, or it was refused), its ranks."""
-        lora = self._known[sha256]
+        lora = self._known[ref.sha256]
         return {
-            "sha256": sha256,
+            "sha256": ref.sha256,
             "file": lora.path.name,
             "expected": len(lora.changes),
             "matched": len(lora.changes),
             "ranks": list(lora.ranks),
-            "experts": len(self._experts),
+            "experts": len(self._experts) if ref.expert is None else 1,
         }
 
     def _rebuild(self, index: int, expert: torch.nn.Module, target: str, loras: Sequence[tuple[Lora, float]]) -> None:

@@ -209,6 +209,17 @@ def test_the_card_tells_what_was_trained_and_what_is_missing(tmp_path):
     assert "vae: loss, 60 steps" in (tmp_path / "curves.svg").read_text()
 
 
+def test_clips_drawn_by_workers_and_encoded_together_are_the_same(tmp_path):
+    vae, seeds = MiniConfig().build_vae(), [2, 3, 5, 10]
+    cache_clips(tmp_path / "one", vae, seeds, "live", torch.device("cpu"))
+    cache_clips(tmp_path / "many", vae, seeds, "live", torch.device("cpu"), num_workers=1, batch_size=2)
+    for one, many in zip(load_clips(tmp_path / "one"), load_clips(tmp_path / "many"), strict=True):
+        assert one.prompts == many.prompts
+        assert torch.equal(one.figure_Thw, many.figure_Thw)
+        assert torch.allclose(one.video_CThw.float(), many.video_CThw.float(), atol=2e-2)  # bf16, another batch
+        assert (one.both_CThw is None) == (many.both_CThw is None)
+
+
 def test_caching_without_clips_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="cache"):
         load_clips(tmp_path)

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, default=Path("docs/wan-mini-losses.svg"), help="where card draws them")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; as many as cores for one GPU")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.threads:
@@ -66,7 +67,9 @@ def run_folder(args: argparse.Namespace, stage: str) -> Path:
 
 
 def make_vae(args: argparse.Namespace) -> None:
-    vae = train_vae(run_folder(args, "vae"), VAE_PRESETS[args.preset], args.device, args.photos)
+    vae = train_vae(
+        run_folder(args, "vae"), VAE_PRESETS[args.preset], args.device, args.photos, num_workers=args.workers
+    )
     save_part(vae, args.weights / "vae.safetensors")
 
 
@@ -74,7 +77,8 @@ def make_decoder(args: argparse.Namespace) -> None:
     vae = MiniConfig().build_vae()
     load_part(vae, args.weights / "vae.safetensors")
     preset = DECODER_PRESETS[args.preset]
-    train_vae(run_folder(args, "decoder"), preset, args.device, args.photos, decoder_of=vae)
+    folder = run_folder(args, "decoder")
+    train_vae(folder, preset, args.device, args.photos, num_workers=args.workers, decoder_of=vae)
     save_part(vae, args.weights / "vae.safetensors")
 
 
@@ -86,8 +90,16 @@ def make_cache(args: argparse.Namespace) -> None:
     worlds: tuple[tuple[World, dict[str, DitPreset]], ...] = (("live", BASE_PRESETS), ("fairy", FAIRY_PRESETS))
     for world, presets in worlds:
         if args.world in (None, world):
-            seeds = training_seeds(presets[args.preset].num_clips)
-            cache_clips(run_folder(args, f"clips-{world}"), vae, seeds, world, device, args.photos)
+            cache_clips(
+                run_folder(args, f"clips-{world}"),
+                vae,
+                training_seeds(presets[args.preset].num_clips),
+                world,
+                device,
+                args.photos,
+                num_workers=args.workers,
+                batch_size=8 if device.type == "cuda" else 1,
+            )
 
 
 def make_base(args: argparse.Namespace) -> None:

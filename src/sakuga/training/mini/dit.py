@@ -56,7 +56,7 @@ BASE_PRESETS = {
         token_share=0.5,
         full_share=0.12,
     ),
-    "gpu": DitPreset(num_clips=20000, num_steps=30000, tokens_per_batch=64 * 576, lr=2e-3, ema_decay=0.9995),
+    "gpu": DitPreset(num_clips=12000, num_steps=30000, tokens_per_batch=64 * 576, lr=2e-3, ema_decay=0.9995),
 }
 FAIRY_PRESETS = {
     "cpu": DitPreset(num_clips=288, num_steps=500, tokens_per_batch=8 * 576, lr=2e-3, ema_decay=0.99),

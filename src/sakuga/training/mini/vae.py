@@ -10,6 +10,7 @@ Shapes: B batch, C channels, T frames, H height, W width; pixels in -1..1.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 
 from sakuga.synth import make_sample
+from sakuga.synth.dataset import is_test_seed
+from sakuga.training.mini.draw import drawn
 from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.pictures import load_photos, panning_clip
 from sakuga.training.mini.run import DECODER, Run, pick_device
@@ -79,19 +82,20 @@ DECODER_PRESETS = {
 class ClipPool:
     """Clips of dancers that are drawn once and cropped many times."""
 
-    def __init__(self, preset: VaePreset, photos: list[np.ndarray]) -> None:
+    def __init__(self, preset: VaePreset, photos: list[np.ndarray], *, first: int = 0, num_workers: int = 0) -> None:
         self.preset, self.photos = preset, photos
-        self.next_seed = 0
+        self.next = first
+        seeds = (seed for seed in itertools.count(first) if not is_test_seed(seed))
+        self._stream = drawn(_draw, seeds, num_workers)
         self.clips: list[np.ndarray] = []
 
     def refresh(self, num_new: int) -> None:
-        for _ in range(num_new):
-            clip = make_sample(self.next_seed % 2**26, "fairy" if self.next_seed % 2 else "live").video_THWC
+        for clip in itertools.islice(self._stream, num_new):
             if len(self.clips) < self.preset.pool_clips:
                 self.clips.append(clip)
             else:
-                self.clips[self.next_seed % self.preset.pool_clips] = clip
-            self.next_seed += 1
+                self.clips[self.next % self.preset.pool_clips] = clip
+            self.next += 1
 
     def batch(self, rng: np.random.Generator, phase: Phase) -> torch.Tensor:
         """A batch (B, 3, T, crop, crop) in -1..1."""
@@ -107,6 +111,10 @@ class ClipPool:
             rows.append(clip[t : t + num_frames, y : y + size, x : x + size])
         video = torch.from_numpy(np.stack(rows)).permute(0, 4, 1, 2, 3)
         return video.float() / 127.5 - 1
+
+
+def _draw(seed: int) -> np.ndarray:
+    return make_sample(seed, "fairy" if seed % 2 else "live").video_THWC
 
 
 class VaeTrainer(torch.nn.Module):
@@ -146,6 +154,7 @@ def train_vae(
     device_name: str = "auto",
     photos: Path | None = None,
     *,
+    num_workers: int = 0,
     decoder_of: MiniVideoVAE | None = None,
 ) -> MiniVideoVAE:
     """Train (or go on training) and return the VAE with averaged weights and measured latent statistics.
@@ -159,8 +168,7 @@ def train_vae(
     optimizer = MuonAdamW(trainer.named_parameters(), lr=preset.lr, num_steps=preset.num_steps)
     run = Run(folder, trainer, optimizer, Ema(trainer, preset.ema_decay), preset.num_steps)
     run.resume({"device": run_device(device), "settings": asdict(preset)})
-    pool = ClipPool(preset, load_photos(photos))
-    pool.next_seed = run.step
+    pool = ClipPool(preset, load_photos(photos), first=run.step, num_workers=num_workers)
     pool.refresh(preset.pool_clips)
     while run.step < preset.num_steps:
         rng = np.random.default_rng((preset.seed, run.step))

@@ -144,3 +144,28 @@ def agreed(plan: ParallelPlan, tokenizer_dir: str, wishes: list) -> tuple:
         agree=engine.agree,
     )
     return end.decision.value, end.state.step, saved
+
+
+def lose_a_rank(plan: ParallelPlan, tokenizer_dir: str, lost: int) -> str:
+    """One rank ends in the middle of a step, as a killed process does; what the others say."""
+    import os
+
+    from sakuga.engine import RenderInputs
+    from sakuga.errors import RankLostError
+    from sakuga.recipe import RenderRecipe
+
+    engine = rank_engine(plan, "t2v", tokenizer_dir)
+    recipe = RenderRecipe(
+        model="wan2.1-t2v-1.3b", weights_sha256="ab" * 32, prompt="x", width=32, height=32, num_frames=5,
+        num_inference_steps=4, seed=1,
+    )  # fmt: skip
+    state = engine.step(engine.start(recipe, RenderInputs()))
+    if engine.mesh.rank == lost:
+        block = engine.model.pipe.dit.blocks[1]
+        block.register_forward_pre_hook(lambda *_: os._exit(1))
+        block.norm1.register_forward_pre_hook(lambda *_: os._exit(1))
+    try:
+        engine.step(state)
+    except RankLostError as error:
+        return f"{error.code}: {error}"
+    return "no error"

@@ -171,6 +171,12 @@ class MemoryLimitError(SakugaError, MemoryError):
     code = "E_MEMORY"
 
 
+class RankLostError(SakugaError, RuntimeError):
+    """A rank of a render on several ranks ended or stopped answering."""
+
+    code = "E_RANK_LOST"
+
+
 class NumericsError(SakugaError, ArithmeticError):
     """A render that produced NaN or infinite values; never published as completed."""
 

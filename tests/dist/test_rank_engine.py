@@ -5,6 +5,7 @@ import pytest
 
 import rank_work
 import tiny_wan
+from ranks import Ranks
 from sakuga.engine import LocalEngine, RenderInputs
 from sakuga.media import image_sha256, video_sha256
 from sakuga.parallel import ParallelPlan
@@ -123,3 +124,14 @@ def test_an_error_of_rank_0_reaches_all_and_the_ranks_stay_usable(world, tokeniz
     answers = world(2).run(rank_work.refused, ParallelPlan(cfg=2), "t2v", tokenizer_dir, recipe, inputs)
     assert answers == ["E_PLAN cfg 2 splits two branches, and with guidance_scale 1 there is one; take cfg 1 x ulysses 2 x ring 1"] * 2
     assert world(2).run(rank_work.refused, ParallelPlan(ulysses=2), "t2v", tokenizer_dir, recipe, inputs) == ["no error"] * 2
+
+
+def test_the_others_say_which_rank_was_lost(tokenizer_dir, tmp_path):
+    """In a world of their own, which is of no use afterwards."""
+    ranks = Ranks(3, tmp_path)
+    try:
+        answers = ranks.run(rank_work.lose_a_rank, ParallelPlan(ring=3), tokenizer_dir, 1, without=1)
+    finally:
+        ranks.close()
+    assert answers[0] == "E_RANK_LOST: rank 1 was lost in step 2; start new ranks"
+    assert answers[1] == answers[0]

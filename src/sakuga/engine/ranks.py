@@ -7,6 +7,7 @@ method but `preview` is a collective: all ranks call it, in the same order, and 
 Shapes as in `engine/state.py`.     Run: pytest tests/dist/test_rank_engine.py
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from sakuga.engine.evaluation import LocalEvaluation
 from sakuga.engine.local import LocalEngine
 from sakuga.engine.loop import Decision, strongest
 from sakuga.engine.state import RenderInputs, RenderState, Video
+from sakuga.errors import RankLostError, SakugaError
 from sakuga.parallel import Mesh, SequenceAttention, SequenceShard
 from sakuga.recipe import RenderRecipe
 from sakuga.wan.attention import Attention
@@ -28,6 +30,16 @@ from sakuga.wan.forward import Tokens
 from sakuga.wan.loading import LoadedModel
 
 Value = TypeVar("Value")
+
+
+ROLL_CALL_S = 5.0
+"""How long the ranks that are left wait for each other before they call the rest lost."""
+ROLL_CALL_KEY = "sakuga/roll-call"
+
+
+def is_of_distributed(error: RuntimeError) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors that name its files."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
 
 
 @dataclass(kw_only=True)
@@ -75,6 +87,32 @@ class RankEngine(LocalEngine):
         self.mesh.plan.check(num_heads=self.model.num_heads, guided=guided)
         self.add_loras(inputs.lora_paths)
         return self._from_rank_0(lambda: super(RankEngine, self).start(recipe, inputs))
+
+    def step(self, state: RenderState) -> RenderState:
+        """As `LocalEngine.step`. Raises RankLostError when another rank ended or no longer answers.
+
+        The process group is destroyed then: all ranks of this world have to be replaced.
+        """
+        try:
+            return super().step(state)
+        except RuntimeError as error:
+            if isinstance(error, SakugaError) or not is_of_distributed(error):
+                raise
+            raise RankLostError(f"{self._missing_ranks()} in step {state.step + 1}; start new ranks") from error
+
+    def _missing_ranks(self) -> str:
+        """Who does not answer a roll call, which goes through the store: the connections can be those that broke."""
+        store, everyone = dist.distributed_c10d._get_default_store(), range(self.mesh.plan.world_size)
+        store.set(f"{ROLL_CALL_KEY}/{self.mesh.rank}", "here")
+        dist.destroy_process_group()  # others may still wait for a message of this rank; now they stop
+        deadline = time.monotonic() + ROLL_CALL_S
+        missing = [rank for rank in everyone if rank != self.mesh.rank]
+        while missing and time.monotonic() < deadline:
+            missing = [rank for rank in missing if not store.check([f"{ROLL_CALL_KEY}/{rank}"])]
+            time.sleep(0.05)
+        if not missing:
+            return "the ranks lost contact with each other"
+        return f"rank {', '.join(map(str, missing))} {'was' if len(missing) == 1 else 'were'} lost"
 
     def finish(self, state: RenderState) -> Video:
         """As `LocalEngine.finish`; rank 0 decodes for all."""

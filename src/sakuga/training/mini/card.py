@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 STAGES = ("vae", "base", "decoder", "fairy")
+OPTIONAL = ("decoder",)
+"""Stages without which the model is whole."""
 
 
 def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:
@@ -21,7 +23,11 @@ def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:
         "licence": "Apache-2.0",
         "data": "procedural dancers of sakuga.synth, seeds below 2^26; photographs of scikit-image but the astronaut",
         "quality": "docs/wan-mini.md, from benchmarks/results/mini_quality.json",
-        "training": {stage: _stage_facts(run_folders[stage]) for stage in STAGES},
+        "training": {
+            stage: _stage_facts(run_folders[stage])
+            for stage in STAGES
+            if stage not in OPTIONAL or (run_folders[stage] / "log.jsonl").exists()
+        },
         "sha256": hashed,
     }
     (weights / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -84,7 +84,7 @@ def _stock(engine: LocalEngine, recipe: RenderRecipe, inputs: RenderInputs) -> n
         frames = engine.model.pipe(
             prompt=recipe.prompt,
             negative_prompt=recipe.negative_prompt,
-            input_image=inputs.images.get("input_image"),
+            input_image=inputs.images["input_image"],
             seed=recipe.seed,
             width=recipe.width,
             height=recipe.height,
@@ -123,11 +123,12 @@ def cache_part(engine: LocalEngine, caches: Sequence[str], seeds: Sequence[int])
         cache = StepCache(kind=kind, threshold_rel_l1=float(threshold))
         tasks = {task: _cached(engine, task, seeds, cache, full) for task in ("t2v", "i2v")}
         worse = min(tasks.values(), key=lambda row: row["psnr_db"] - row["fewer_psnr_db"])
-        rows.append({"name": name, **worse, "tasks": tasks})
+        rows.append((name, worse, tasks))
         print(f"{name}: {worse}", file=sys.stderr)
-    best = max(rows, key=lambda row: (row["block_ratio"] >= 2.5, row["psnr_db"] - row["fewer_psnr_db"]))
-    fewer = {"psnr_db": best["fewer_psnr_db"], "ssim": best["fewer_ssim"], "steps": best["fewer_steps"]}
-    return {"cache": best, "caches": rows, "fewer_steps": fewer}
+    best = max(rows, key=lambda row: (row[1]["block_ratio"] >= 2.5, row[1]["psnr_db"] - row[1]["fewer_psnr_db"]))
+    fewer = {"psnr_db": best[1]["fewer_psnr_db"], "ssim": best[1]["fewer_ssim"], "steps": best[1]["fewer_steps"]}
+    found = [{"name": name, **worse, "tasks": tasks} for name, worse, tasks in rows]
+    return {"cache": {"name": best[0], **best[1]}, "caches": found, "fewer_steps": fewer}
 
 
 def _cached(engine: LocalEngine, task: str, seeds: Sequence[int], cache: StepCache, full: dict) -> dict[str, float]:
@@ -155,15 +156,14 @@ def _cached(engine: LocalEngine, task: str, seeds: Sequence[int], cache: StepCac
 
 def snapshot_part(repeats: int = 5) -> dict[str, float]:
     """Random numbers in the shapes of Wan2.1-I2V-14B-720P with 81 frames."""
-    half = {"dtype": torch.bfloat16}
     recipe = RenderRecipe(model="wan2.1-i2v-14b-720p", weights_sha256="0" * 64, prompt="x", seed=1)
     state = RenderState(
         recipe=recipe,
         conditioning=Conditioning(
-            context_positive_BLD=torch.randn(1, 512, 4096, **half),
-            context_negative_BLD=torch.randn(1, 512, 4096, **half),
-            y_BCTHW=torch.randn(1, 20, 21, 90, 160, **half),
-            clip_feature_BLD=torch.randn(1, 257, 1280, **half),
+            context_positive_BLD=torch.randn(1, 512, 4096, dtype=torch.bfloat16),
+            context_negative_BLD=torch.randn(1, 512, 4096, dtype=torch.bfloat16),
+            y_BCTHW=torch.randn(1, 20, 21, 90, 160, dtype=torch.bfloat16),
+            clip_feature_BLD=torch.randn(1, 257, 1280, dtype=torch.bfloat16),
         ),
         latents_BCTHW=torch.randn(1, 16, 21, 90, 160),
         sigmas=torch.linspace(1, 0, 51),

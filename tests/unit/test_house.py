@@ -4,6 +4,7 @@ Run: pytest tests/unit/test_house.py
 """
 
 import ast
+import fnmatch
 import io
 import json
 import re
@@ -221,3 +222,11 @@ def test_make_targets_are_there():
     text = (ROOT / "Makefile").read_text()
     for target in ["setup", "demo", "test", "check", "serve", "bench", "proof", "mini-refresh", "clean"]:
         assert re.search(rf"^{target}:", text, flags=re.MULTILINE), target
+
+
+def test_no_folder_of_tests_is_left_out(request):
+    """pytest skips folders by name, "dist" among them unless it is told otherwise."""
+    skipped = request.config.getini("norecursedirs")
+    folders = {path.parent.name for path in _tracked("*.py") if path.name.startswith("test_")}
+    assert {"unit", "dist", "ray"} <= folders
+    assert not [name for name in folders if any(fnmatch.fnmatch(name, pattern) for pattern in skipped)]

@@ -33,6 +33,12 @@ class FakeRenderer:
             raise GeometryError("1281x721 is not a multiple of 16; nearest: 1280x720")
         return hashlib.sha256(f"{request.prompt} {request.seed} {request.num_inference_steps}".encode()).hexdigest()
 
+    def _wait_for_first_result(self) -> None:
+        """A signal in the very moment in which Ray Data sets its iterator up would leave an execution behind."""
+        deadline = time.monotonic() + HOLD_LIMIT_S
+        while not (self.out / "results.jsonl").read_text().strip() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def render(self, request, name, on_step):
         with (self.out / "renders.log").open("a") as log:
             log.write(f"{name}\n")
@@ -70,4 +76,5 @@ class FakeRenderer:
             once = self.out / "signalled"
             if not once.exists():
                 once.touch()
+                self._wait_for_first_result()
                 os.kill(int(words[1]), int(words[2]))

@@ -124,21 +124,26 @@ def refused(plan: ParallelPlan, family: str, tokenizer_dir: str, recipe, inputs)
     return "no error"
 
 
+def four_steps():
+    """A recipe that is over soon."""
+    from sakuga.recipe import RenderRecipe
+
+    return RenderRecipe(
+        model="wan2.1-t2v-1.3b", weights_sha256="ab" * 32, prompt="x", width=32, height=32, num_frames=5,
+        num_inference_steps=4, seed=1,
+    )  # fmt: skip
+
+
 def agreed(plan: ParallelPlan, tokenizer_dir: str, wishes: list) -> tuple:
     """Each rank wishes for something after the second step; where the loop ended, and whether it was saved."""
     from sakuga.engine import RenderInputs
     from sakuga.engine.loop import Decision, denoise
-    from sakuga.recipe import RenderRecipe
 
     engine = rank_engine(plan, "t2v", tokenizer_dir)
-    recipe = RenderRecipe(
-        model="wan2.1-t2v-1.3b", weights_sha256="ab" * 32, prompt="x", width=32, height=32, num_frames=5,
-        num_inference_steps=4, seed=1,
-    )  # fmt: skip
     wish, saved = Decision(wishes[engine.mesh.rank]), []
     end = denoise(
         engine,
-        engine.start(recipe, RenderInputs()),
+        engine.start(four_steps(), RenderInputs()),
         lambda state: wish if state.step == 2 else Decision.GO_ON,
         snapshot=lambda state: saved.append(state.step),
         agree=engine.agree,
@@ -152,14 +157,9 @@ def lose_a_rank(plan: ParallelPlan, tokenizer_dir: str, lost: int) -> str:
 
     from sakuga.engine import RenderInputs
     from sakuga.errors import RankLostError
-    from sakuga.recipe import RenderRecipe
 
     engine = rank_engine(plan, "t2v", tokenizer_dir)
-    recipe = RenderRecipe(
-        model="wan2.1-t2v-1.3b", weights_sha256="ab" * 32, prompt="x", width=32, height=32, num_frames=5,
-        num_inference_steps=4, seed=1,
-    )  # fmt: skip
-    state = engine.step(engine.start(recipe, RenderInputs()))
+    state = engine.step(engine.start(four_steps(), RenderInputs()))
     if engine.mesh.rank == lost:
         block = engine.model.pipe.dit.blocks[1]
         block.register_forward_pre_hook(lambda *_: os._exit(1))

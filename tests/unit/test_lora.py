@@ -9,36 +9,7 @@ from sakuga.errors import LoraError, ModelError
 from sakuga.recipe import LoraRef
 from sakuga.wan.lora import LoraSwitch, embedded_lora
 from sakuga.wan.weights import file_sha256
-
-RANK, WIDTH = 4, 8
-TARGETS = ("blocks.0.self_attn.q", "blocks.1.ffn.0")
-
-
-class Block(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.self_attn = torch.nn.Module()
-        self.self_attn.q = torch.nn.Linear(WIDTH, WIDTH)
-        self.ffn = torch.nn.Sequential(torch.nn.Linear(WIDTH, 2 * WIDTH), torch.nn.GELU())
-        self.norm = torch.nn.LayerNorm(WIDTH)
-
-
-def make_model(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    model = torch.nn.Module()
-    model.blocks = torch.nn.ModuleList(Block() for _ in range(2))
-    return model
-
-
-def make_tensors(seed: int = 1) -> dict[str, torch.Tensor]:
-    """A and B of both targets, by "target.A" and "target.B"."""
-    generator = torch.Generator().manual_seed(seed)
-    out = {TARGETS[0]: WIDTH, TARGETS[1]: 2 * WIDTH}
-    tensors = {}
-    for target in TARGETS:
-        tensors[f"{target}.A"] = torch.randn(RANK, WIDTH, generator=generator)
-        tensors[f"{target}.B"] = torch.randn(out[target], RANK, generator=generator)
-    return tensors
+from small_lora import TARGETS, make_model, make_tensors
 
 
 def write(path, style: str, tensors: dict[str, torch.Tensor] | None = None):

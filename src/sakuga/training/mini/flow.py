@@ -17,13 +17,14 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from diffsynth.models import wan_video_dit
-from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
+from diffsynth.models.wan_video_dit import WanModel
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.pipelines.wan_video import model_fn_wan_video
 from transformers import PreTrainedTokenizerBase
 
 from sakuga.training.mini.latents import Clip
 from sakuga.wan.conditioning import frame_mask
+from sakuga.wan.forward import DitForward
 
 FLOW_SHIFT = 5.0
 NUM_TEXT_TOKENS = 512
@@ -184,17 +185,12 @@ def masked_velocity(
     kept_BK: torch.Tensor,
 ) -> torch.Tensor:
     """What the head gives for the kept tokens (B, K, 4 * C); the others never enter a block."""
-    x = dit.patchify(torch.cat([noisy_BCThw, y_BCThw], dim=1))
-    f, h, w = x.shape[2:]
-    axes = (dit.freqs[0][:f, None, None], dit.freqs[1][None, :h, None], dit.freqs[2][None, None, :w])
-    freqs = torch.cat([axis.expand(f, h, w, -1) for axis in axes], dim=-1).flatten(0, 2)[kept_BK].unsqueeze(2)
-    x = _gather(x.flatten(2).transpose(1, 2), kept_BK)
-    t = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep_B))
-    t_mod = dit.time_projection(t).unflatten(1, (6, dit.dim))
+    tokens = DitForward(dit).embed(noisy_BCThw, timestep_B, y_BCTHW=y_BCThw)
+    x, freqs = _gather(tokens.x_BSD, kept_BK), tokens.rotation_S1D[kept_BK]
     context = dit.text_embedding(context_BLD)
     for block in dit.blocks:
-        x = block(x, context, t_mod, freqs)
-    return dit.head(x, t)
+        x = block(x, context, tokens.modulation_BR6D.squeeze(1), freqs)
+    return dit.head(x, tokens.time_BRD.squeeze(1))
 
 
 def _patches(x_BCThw: torch.Tensor, kept_BK: torch.Tensor) -> torch.Tensor:

@@ -122,6 +122,12 @@ class AttentionError(InputError):
     code = "E_ATTENTION"
 
 
+class PrecisionError(InputError):
+    """Numbers that this machine cannot compute in."""
+
+    code = "E_PRECISION"
+
+
 class DeviceError(InputError):
     """A device to compute on that is unknown or not in this machine."""
 

@@ -280,7 +280,8 @@ def test_receipt_holds_what_made_the_video_and_is_json(engine):
     assert RenderRecipe.from_dict(receipt["recipe"]) == wanted
     assert receipt["key"] == wanted.render_key
     assert receipt["weights"]["sha256"] == "ab" * 32
-    assert receipt["attention"] == "sdpa"
+    assert receipt["attention"] == {"asked": "auto", "used": "sdpa", "trials": []}
+    assert receipt["plan"] == "cfg 1 x ulysses 1 x ring 1, memory resident"
     assert receipt["versions"]["torch"] == torch.__version__
     seconds = receipt["seconds"]
     parts = seconds["encode"] + seconds["denoise"] + seconds["decode"]

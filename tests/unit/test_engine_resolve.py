@@ -44,7 +44,7 @@ def test_what_is_left_open_comes_from_the_card(folder, base):
     assert (recipe.width, recipe.height, recipe.num_frames, recipe.fps) == (128, 128, 33, 15)
     assert (recipe.num_inference_steps, recipe.flow_shift) == (20, 5.0)
     assert recipe.guidance_scale == MINI.guidance_scale, "a figure that a new training may move"
-    assert (recipe.precision, recipe.attention) == ("fp32", "sdpa")
+    assert (recipe.precision, recipe.attention) == ("fp32", "auto")
     assert (dict(inputs.images), loras) == ({}, ())
 
 
@@ -73,14 +73,9 @@ def test_what_is_left_out_of_a_picture_is_noted_under_its_role(folder, base):
     assert inputs.notes == ("end_image: animated picture, the first of 2 frames is used",)
 
 
-def test_a_missing_seed_is_drawn_and_auto_attention_has_one_key(folder, base):
+def test_a_missing_seed_is_drawn(folder, base):
     seeds = {resolve(parse_request({"prompt": "x"}), MINI, base, folder)[0].seed for _ in range(3)}
     assert len(seeds) == 3
-    named = [
-        resolve(parse_request({"prompt": "x", "seed": 1, "attention": a}), MINI, base, folder)[0]
-        for a in ("auto", "sdpa")
-    ]
-    assert named[0].render_key == named[1].render_key
 
 
 def test_one_guidance_given_counts_for_both_experts(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sakuga import settings
 from sakuga.cli.upload import UPLOAD_LIMIT_BYTES, measure_upload
+from sakuga.recipe import ATTENTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ LOOPBACK_ENDINGS = ("0100007F", "00000000000000000000000001000000")
 FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
 REQUIRED = ("torch", "torchvision", "diffsynth", "ray", "xfuser", "transformers", "safetensors", "imageio-ffmpeg")
 OPTIONAL = {
-    "flash_attn": "FlashAttention 2, attention 'fa2'",
-    "flash_attn_interface": "FlashAttention 3, attention 'fa3'",
+    "flash_attn_interface": "FlashAttention 3, attention 'flash3'",
+    "flash_attn": "FlashAttention 4, attention 'flash4'",
+    "xformers": "attention 'xformers'",
     "sageattention": "attention 'sage' (lossy, CUDA only)",
     "torchao": "quantized weights",
     "bitsandbytes": "4-bit weights",
@@ -68,7 +70,7 @@ def run_checks(working_dir: Path) -> list[Check]:
         *((name, partial(check_package, name)) for name in REQUIRED),
         ("torchvision imports", check_torchvision),
         ("gpu", check_device),
-        *((f"attention {name}", partial(check_attention, name)) for name in ("sdpa", "fa2", "fa3", "sage")),
+        *((f"attention {name}", partial(check_attention, name)) for name in ATTENTIONS if name != "auto"),
         *((f"optional {name}", partial(check_optional, name, use)) for name, use in OPTIONAL.items()),
         ("embedded weights", check_weights),
         ("ffmpeg", check_ffmpeg),
@@ -134,12 +136,12 @@ def check_attention(name: str) -> Check:
     import torch
 
     from sakuga.errors import AttentionError
-    from sakuga.wan.attention import resolve_attention
+    from sakuga.wan.attention import check_attention as check_kernel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     label = f"attention {name}"
     try:
-        resolve_attention(name, device=device, head_dim=128, dtype=torch.bfloat16)
+        check_kernel(name, device=device, head_dim=128, dtype=torch.bfloat16)
     except AttentionError as error:
         return Check(name=label, status="note", detail=f"not usable: {error.message}")
     return Check(name=label, status="ok", detail=f"usable on {device.type}")

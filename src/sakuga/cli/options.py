@@ -23,8 +23,11 @@ Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--steps", h
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--guidance", help="1 switches guidance off.")]
 FlowShift = Annotated[float | None, typer.Option(help="Shift of the noise schedule.")]
 Seed = Annotated[int | None, typer.Option(help="0 to 2^63-1; drawn or made from the row if not given.")]
-Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")]
-AttentionName = Annotated[str | None, typer.Option("--attention", help="auto, sdpa, fa2, fa3 or sage.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16, int8, int8-dynamic, fp8 or fp8-dynamic.")]
+AttentionName = Annotated[
+    str | None,
+    typer.Option("--attention", help="auto, or a kernel: sdpa, cudnn, flash2, flash3, flash4, xformers, sage."),
+]
 StepCacheText = Annotated[
     str | None,
     typer.Option("--step-cache", help="KIND:THRESHOLD, such as forecast:0.05; or easycache, first_block, teacache."),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ import torch
 from sakuga.engine.encode import encode, tiling_arguments
 from sakuga.engine.evaluation import LocalEvaluation
 from sakuga.engine.notes import input_notes
+from sakuga.engine.pictures import preview_pictures, to_frames
+from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.receipt import build_receipt
 from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
 from sakuga.engine.snapshot import load_state, save_state
@@ -26,14 +29,17 @@ from sakuga.engine.task import check_task
 from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
-from sakuga.wan.attention import attention, kernel, resolve_attention
+from sakuga.wan.attention import attention, check_attention, kernel, usable_kernels
+from sakuga.wan.attention_choice import Choice, choose_attention
 from sakuga.wan.caching import EMPTY, BranchCache, full_velocity, make_rule
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
 from sakuga.wan.device import check_device, memory_of
 from sakuga.wan.forward import Context, DitForward
 from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
-from sakuga.wan.lora import LoraSwitch
+from sakuga.wan.lora import FileBase, LoraSwitch
+from sakuga.wan.offload import Offloader
+from sakuga.wan.precision import check_precision
 from sakuga.wan.preview import LatentToRgb, fit_latent_to_rgb
 
 if TYPE_CHECKING:
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENCODERS = ("text_encoder", "image_encoder", "vae")
+EXPERT_PARTS = {False: ("dit", "vace", "motion_controller"), True: ("dit2", "vace2", "motion_controller")}
+"""What a step needs on the device, for the only or high-noise expert and for the low-noise one."""
 MAX_CONTEXTS = 8
 """Embedded prompts kept: two branches of four renders that take turns; one of a 14B model is 8 MB."""
 
@@ -52,16 +61,24 @@ class LocalEngine:
     which the base weights are what they were, bit for bit. Two renders may take turns step by step.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, execution: ExecutionPlan | None = None) -> None:
+        """Of `execution`, `memory` must be the plan that the model was loaded with, and `parallel` one rank."""
         self.model = model
+        self.execution = execution or ExecutionPlan(memory=model.memory)
         self.device = torch.device(model.pipe.device)
-        self._loras = LoraSwitch(model.experts)
-        pipe = model.pipe
+        pipe, dtype = model.pipe, model.pipe.torch_dtype
+        base = FileBase(model.dit_files, dtype) if model.dit_files else None
+        hot = self.execution.hot_loras
+        self._loras = LoraSwitch(model.experts, base, hot=hot, device=self.device, dtype=dtype)
+        self._offloader = Offloader(pipe, model.memory, self.device, dtype)
         self._forwards = [
-            DitForward(dit, vace) for dit, vace in ((pipe.dit, pipe.vace), (pipe.dit2, pipe.vace2)) if dit is not None
+            DitForward(dit, vace, place=self._offloader.block, compiled=self.execution.compile)
+            for dit, vace in ((pipe.dit, pipe.vace), (pipe.dit2, pipe.vace2))
+            if dit is not None
         ]
         self._contexts: dict[tuple[str, str, bool], Context] = {}
         self._latent_to_rgb: LatentToRgb | None = None
+        self._choices: dict[int, Choice] = {}
 
     @classmethod
     def load(
@@ -71,16 +88,20 @@ class LocalEngine:
         *,
         device: str = "cpu",
         precision: str = "fp32",
+        execution: ExecutionPlan | None = None,
     ) -> "LocalEngine":
         """Load a card: from a folder, from s3://bucket/prefix or, None, from the package.
 
         Raises DeviceError, ModelError, WeightsError or StorageError.
         """
         check_device(device)  # before 28 GB are downloaded for it
+        check_precision(precision, torch.device(device))
         settings = from_environment()
         chosen = card(model) if isinstance(model, str) else model
         found = locate(chosen, weights, cache_dir=settings.cache_dir, endpoint_url=settings.s3_endpoint_url)
-        return cls(load_model(found, device=device, precision=precision))
+        plan = execution or ExecutionPlan()
+        plan.check(torch.device(device))
+        return cls(load_model(found, device=device, precision=precision, memory=plan.memory), plan)
 
     @property
     def card(self) -> ModelCard:
@@ -100,11 +121,14 @@ class LocalEngine:
         self._check_is_for_me(recipe)
         self.add_loras(inputs.lora_paths)
         notes = (*input_notes(recipe, inputs), *self._prompt_notes(recipe))
-        with self._ready(recipe), stdout_to_log():
+        kernel_name = self._choose_attention(recipe)
+        with self._ready(recipe, kernel_name, *ENCODERS), stdout_to_log():
             encoded = encode(self._pipe, recipe, inputs)
         self._synchronize()
         return RenderState(
             recipe=recipe,
+            attention=kernel_name,
+            plan=str(self.execution),
             conditioning=encoded.conditioning,
             latents_BCTHW=encoded.latents_BCTHW.float(),
             sigmas=noise_levels(
@@ -126,8 +150,9 @@ class LocalEngine:
         """One denoise step. Raises NumericsError when latents stop being finite."""
         began = time.monotonic()
         sigma, sigma_next = state.sigmas[state.step], state.sigmas[state.step + 1]
-        with self._ready(state.recipe):
-            velocity, caches, num_blocks_run = self._guided_velocity(state, sigma * NUM_TRAIN_TIMESTEPS)
+        timestep = sigma * NUM_TRAIN_TIMESTEPS
+        with self._ready(state.recipe, state.attention, *EXPERT_PARTS[self._is_low_noise(state.recipe, timestep)]):
+            velocity, caches, num_blocks_run = self._guided_velocity(state, timestep)
             latents = euler_step(state.latents_BCTHW, velocity, sigma, sigma_next)
         first_frame = state.conditioning.first_frame_latents_BCTHW
         if first_frame is not None:
@@ -145,8 +170,7 @@ class LocalEngine:
             raise RecipeError(f"{state.num_steps - state.step} steps are still to do; call step() before finish()")
         began = time.monotonic()
         latents = state.latents_BCTHW[:, :, state.num_reference_frames :]
-        with self._ready(state.recipe), stdout_to_log():
-            self._pipe.load_models_to_device(["vae"])
+        with self._ready(state.recipe, state.attention, "vae"), stdout_to_log():
             latents = latents.to(self._pipe.torch_dtype)
             video_BCTHW = self._pipe.vae.decode(latents, device=self._pipe.device, **tiling_arguments(state.recipe))
         if not torch.isfinite(video_BCTHW).all():  # as uint8, NaN is a plain black pixel
@@ -160,6 +184,8 @@ class LocalEngine:
             seconds=seconds | {"total": sum(seconds.values())},
             step_s=state.step_s,
             num_blocks_run=state.num_blocks_run,
+            attention=state.attention,
+            plan=state.plan,
             notes=state.notes,
         )
 
@@ -175,7 +201,7 @@ class LocalEngine:
         return self._latent_to_rgb.picture(latents[:, index], state.recipe.width, state.recipe.height)
 
     def _encode_frame(self, video_CTHW: torch.Tensor) -> torch.Tensor:
-        self._pipe.load_models_to_device(["vae"])
+        self._offloader.use("vae")
         video = video_CTHW.to(dtype=self._pipe.torch_dtype, device=self.device)
         with torch.no_grad():
             return self._pipe.vae.encode([video], device=self.device)[0]
@@ -195,7 +221,20 @@ class LocalEngine:
                 "start this render from the beginning"
             )
         self._check_is_for_me(state.recipe)
-        return state
+        return self._as_here(state)
+
+    def _as_here(self, state: RenderState) -> RenderState:
+        """A state that another plan or another machine began, with a note where the rounding changes."""
+        plan, kernel_name, notes = str(self.execution), self._choose_attention(state.recipe), state.notes
+        if state.attention in usable_kernels(
+            device=self.device, head_dim=self.model.head_dim, dtype=self._pipe.torch_dtype
+        ):
+            kernel_name = state.attention
+        before, now = (state.plan, state.attention), (plan, kernel_name)
+        if before != now:
+            told = f"resumed after step {state.step} with {plan}, {kernel_name}; begun with {', '.join(before)}"
+            notes = (*notes, told)
+        return replace(state, plan=plan, attention=kernel_name, notes=notes)
 
     def render(
         self, recipe: RenderRecipe, inputs: RenderInputs | None = None, on_event: OnEvent | None = None
@@ -224,7 +263,7 @@ class LocalEngine:
             model=self.model,
             recipe=recipe,
             video=video,
-            attention=self._attention(recipe),
+            attention_trials=[row for choice in self._choices.values() for row in choice.report()],
             loras=[self._loras.report(ref) for ref in recipe.loras],
         )
 
@@ -263,7 +302,7 @@ class LocalEngine:
         return LocalEvaluation(
             forward=self._forwards[1 if low_noise else 0],
             context=self._context(state, branch, low_noise=low_noise),
-            kernel=kernel(self._attention(state.recipe)),
+            kernel=kernel(state.attention),
             conditioning=state.conditioning,
             latents_BCTHW=state.latents_BCTHW,
             sigma=state.sigmas[state.step].item(),
@@ -296,21 +335,34 @@ class LocalEngine:
         return timestep.item() < boundary * NUM_TRAIN_TIMESTEPS
 
     @contextmanager
-    def _ready(self, recipe: RenderRecipe) -> Generator[None]:
-        """Inside: the recipe's LoRAs and attention, no gradients, and a clear error when memory ends."""
-        self._loras.fuse(recipe.loras)
+    def _ready(self, recipe: RenderRecipe, kernel_name: str, *parts: str) -> Generator[None]:
+        """Inside: these parts on the device, the recipe's LoRAs and attention, no gradients, E_MEMORY when it ends."""
         what = f"a render of {recipe.width}x{recipe.height} and {recipe.num_frames} frames"
-        room = memory_of(self.device, what, "ask for fewer frames or a smaller size, or set tiling")
-        with torch.no_grad(), attention(self._attention(recipe)), room:
+        cure = "ask for fewer frames or a smaller size, set tiling, or take a memory plan such as components"
+        with torch.no_grad(), attention(kernel_name), memory_of(self.device, what, cure):
+            if not self._loras.is_applied(recipe.loras):
+                self._offloader.give_back()  # a LoRA is fused into the weights at home
+                self._loras.apply(recipe.loras)
+            self._offloader.use(*parts)
             yield
 
-    def _attention(self, recipe: RenderRecipe) -> str:
-        return resolve_attention(
-            recipe.attention,
-            device=self.device,
-            head_dim=self.model.head_dim,
-            dtype=self._pipe.torch_dtype,
-        )
+    def _choose_attention(self, recipe: RenderRecipe) -> str:
+        """The kernel that the recipe names, or for "auto" the fastest exact one at its shape, tried once for each."""
+        dtype, head_dim = self._pipe.torch_dtype, self.model.head_dim
+        if recipe.attention != "auto":
+            check_attention(recipe.attention, device=self.device, head_dim=head_dim, dtype=dtype)
+            return recipe.attention
+        _, _, frames, height, width = self.card.latent_shape(recipe.width, recipe.height, recipe.num_frames)
+        num_tokens = frames * height * width // 4  # patches of 2 x 2
+        if num_tokens not in self._choices:
+            self._choices[num_tokens] = choose_attention(
+                num_tokens=num_tokens,
+                num_heads=self.model.num_heads,
+                head_dim=head_dim,
+                device=self.device,
+                dtype=dtype,
+            )
+        return self._choices[num_tokens].name
 
     def _check_is_for_me(self, recipe: RenderRecipe) -> None:
         if recipe.model != self.card.name:
@@ -340,22 +392,3 @@ class LocalEngine:
         """A GPU works behind the program's back; without waiting, a stage's seconds would go to the next one."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def to_frames(video_CTHW: torch.Tensor) -> np.ndarray:
-    """Decoded video in -1..1 to uint8 THWC, cut off below the decimal point as DiffSynth does."""
-    scaled = ((video_CTHW.permute(1, 2, 3, 0) + 1) * 127.5).clip(0, 255)
-    return scaled.to(device="cpu", dtype=torch.uint8).numpy()
-
-
-def preview_pictures() -> np.ndarray:
-    """Drawn pictures of both worlds to fit previews to, (16, 64, 64, 3): any VAE encodes them in a second."""
-    from sakuga.synth import make_sample
-
-    return np.stack(
-        [
-            make_sample(seed, world, width=64, height=64, num_frames=5).video_THWC[-1]
-            for seed in range(8)
-            for world in ("live", "fairy")
-        ]
-    )

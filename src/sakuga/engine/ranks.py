@@ -20,6 +20,7 @@ import torch.distributed as dist
 from sakuga.engine.evaluation import LocalEvaluation
 from sakuga.engine.local import LocalEngine
 from sakuga.engine.loop import Decision, strongest
+from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.state import RenderInputs, RenderState, Video
 from sakuga.errors import RankLostError, SakugaError
 from sakuga.parallel import Mesh, SequenceAttention, SequenceShard
@@ -74,8 +75,9 @@ class RankEvaluation(LocalEvaluation):
 class RankEngine(LocalEngine):
     """Renders with all ranks of a mesh; `mesh` is this rank's view of it."""
 
-    def __init__(self, model: LoadedModel, mesh: Mesh) -> None:
-        super().__init__(model)
+    def __init__(self, model: LoadedModel, mesh: Mesh, execution: ExecutionPlan | None = None) -> None:
+        execution = execution or ExecutionPlan(memory=model.memory)
+        super().__init__(model, replace(execution, parallel=mesh.plan))
         self.mesh = mesh
 
     def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:

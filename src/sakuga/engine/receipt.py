@@ -11,11 +11,16 @@ from sakuga.engine.state import Video
 from sakuga.recipe import RenderRecipe
 from sakuga.wan.loading import LoadedModel
 
-RECEIPT_VERSION = 1
+RECEIPT_VERSION = 2
 
 
 def build_receipt(
-    *, model: LoadedModel, recipe: RenderRecipe, video: Video, attention: str, loras: Sequence[dict[str, object]]
+    *,
+    model: LoadedModel,
+    recipe: RenderRecipe,
+    video: Video,
+    attention_trials: Sequence[dict[str, object]],
+    loras: Sequence[dict[str, object]],
 ) -> dict[str, object]:
     """Recipe, key, weights, versions, seconds by stage, attention, LoRAs, and notes on what fell short of the asked."""
     device = torch.device(model.pipe.device)
@@ -25,7 +30,8 @@ def build_receipt(
         "recipe": recipe.as_dict(),
         "weights": {"sha256": model.weights_sha256, "files": dict(model.file_sha256)},
         "loras": list(loras),
-        "attention": attention,
+        "attention": {"asked": recipe.attention, "used": video.attention, "trials": list(attention_trials)},
+        "plan": video.plan,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_threads": torch.get_num_threads(),
         "versions": versions(),

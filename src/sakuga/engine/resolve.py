@@ -140,8 +140,7 @@ def _recipe(
         loras=loras,
         step_cache=request.step_cache,
         precision=_or(request.precision, card.precision),
-        # "auto" is the exact kernel everywhere; stored by its name, so that both spellings are one key.
-        attention="sdpa" if request.attention == "auto" else request.attention,
+        attention=request.attention,
         tiling=request.tiling,
     )
 

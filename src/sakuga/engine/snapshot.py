@@ -21,7 +21,7 @@ from sakuga.wan.caching import BranchCache
 from sakuga.wan.weights import check_safetensors
 
 FORMAT = "sakuga-render-state"
-VERSION = 2
+VERSION = 3
 PREFIX = "conditioning."
 CACHE_PREFIX = "cache/"
 
@@ -51,6 +51,8 @@ def save_state(state: RenderState, path: Path) -> None:
                 "step": state.step,
                 "num_blocks_run": state.num_blocks_run,
                 "caches": {branch: dict(cache.numbers) for branch, cache in state.caches.items()},
+                "attention": state.attention,
+                "plan": state.plan,
                 "num_reference_frames": state.num_reference_frames,
                 "encode_s": state.encode_s,
                 "step_s": state.step_s,
@@ -111,6 +113,8 @@ def load_state(path: Path, device: torch.device) -> RenderState:
             for branch, numbers in counters["caches"].items()
         },
         num_blocks_run=counters["num_blocks_run"],
+        attention=counters["attention"],
+        plan=counters["plan"],
         num_reference_frames=counters["num_reference_frames"],
         encode_s=counters["encode_s"],
         step_s=tuple(counters["step_s"]),

@@ -66,6 +66,10 @@ class RenderState:
     """What the recipe's step cache remembers, by branch and expert: "positive.0"."""
     num_blocks_run: int = 0
     """Blocks of the DiT over all branches and steps done; a step cache makes them fewer."""
+    attention: str = "sdpa"
+    """The kernel of all steps, chosen in the first stage where the recipe says "auto"."""
+    plan: str = ""
+    """`ExecutionPlan` under which the steps so far were done."""
     num_reference_frames: int = 0
     """Latent frames in front that are no part of the video (VACE with a reference image)."""
     encode_s: float = 0.0
@@ -132,6 +136,8 @@ class Video:
     """Monotonic seconds by stage: encode, denoise, decode, total."""
     step_s: tuple[float, ...] = ()
     num_blocks_run: int = 0
+    attention: str = "sdpa"
+    plan: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -29,9 +29,11 @@ from sakuga.recipe.limits import (
 NUMERICS_VERSION = 2  # raise it when a change of the code changes pixels of an unchanged recipe
 IMAGE_ROLES = ("input_image", "end_image", "reference_image")
 VIDEO_ROLES = ("input_video", "control_video", "vace_video", "vace_mask")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-dynamic", "fp8", "fp8-dynamic")
+"""What they mean is said in `sakuga.wan.precision`."""
 EXPERTS = ("high", "low")
-ATTENTIONS = ("auto", "sdpa", "fa2", "fa3", "sage")  # whether one runs on a machine is `sakuga.wan.attention`'s to say
+ATTENTIONS = ("auto", "sdpa", "cudnn", "flash2", "flash3", "flash4", "xformers", "sage")
+"""Whether one runs on a machine is `sakuga.wan.attention`'s to say."""
 
 Value = TypeVar("Value")
 

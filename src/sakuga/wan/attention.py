@@ -2,8 +2,8 @@
 
 DiffSynth's `wan_video_dit.flash_attention` takes the first kernel whose package can be imported; on a machine without
 a GPU that is sageattention, which then fails. The DiT looks the function up in its module at every call, so replacing
-it there covers self-attention, cross-attention and VACE. "auto" is always SDPA: exact, on every device, and it does
-not change when somebody installs a package.
+it there covers self-attention, cross-attention and VACE. "auto" is the fastest of the exact kernels that this device
+has, by measurement: `wan/attention_choice.py`.
 
 Shapes: q, k, v are (B, S, N * D) with N heads of size D.     Run: pytest tests/unit/test_attention.py
 """
@@ -15,40 +15,63 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sakuga.errors import AttentionError
+from sakuga.errors import AttentionError, did_you_mean, shown
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """q, k, v as (B, S, N * D) and the number of heads N; the result is (B, S, N * D)."""
 
-EXACT = ("sdpa", "fa2", "fa3")
-"""Kernels that differ from each other by rounding only."""
+EXACT = ("sdpa", "cudnn", "flash2", "flash3", "flash4", "xformers")
+"""Kernels that differ from each other by rounding only; "auto" is one of them."""
 LOSSY = ("sage",)
 """Kernels that quantize inside; used when named, never by "auto"."""
 SAGE_HEAD_DIMS = (64, 96, 128)
 """What sageattention 1.0.6 accepts."""
 
-_PACKAGES = {"sage": "sageattention", "fa2": "flash_attn", "fa3": "flash_attn_interface"}
+_PACKAGES = {
+    "sage": "sageattention",
+    "flash3": "flash_attn_interface",
+    "flash4": "flash_attn.cute",
+    "xformers": "xformers",
+}
+"""What a kernel comes from; the others are part of PyTorch."""
 
 
-def resolve_attention(name: str, *, device: torch.device, head_dim: int, dtype: torch.dtype) -> str:
-    """The kernel that `name` stands for on this device.
-
-    Raises AttentionError when the name is unknown, or when the kernel cannot run here; there is no fallback.
-    """
-    if name in ("auto", "sdpa"):
-        return "sdpa"
-    if name not in _PACKAGES:
-        raise AttentionError(f"attention '{name}' is unknown; choose one of auto, {', '.join(EXACT + LOSSY)}")
+def check_attention(name: str, *, device: torch.device, head_dim: int, dtype: torch.dtype) -> None:
+    """Raises AttentionError when the name is unknown, or when the kernel cannot run here; there is no fallback."""
+    if name == "sdpa":
+        return
+    if name not in _KERNELS:
+        hint = did_you_mean(name, _KERNELS) or f"; choose one of auto, {', '.join(EXACT + LOSSY)}"
+        raise AttentionError(f"attention {shown(name)} is unknown{hint}")
     if device.type != "cuda":
         raise AttentionError(f"attention '{name}' needs a CUDA device and this engine runs on {device}; use 'sdpa'")
-    if importlib.util.find_spec(_PACKAGES[name]) is None:
+    if name in _PACKAGES and not _is_installed(_PACKAGES[name]):
         raise AttentionError(f"attention '{name}' needs the package {_PACKAGES[name]}; install it or use 'sdpa'")
     if dtype not in (torch.float16, torch.bfloat16):
         raise AttentionError(f"attention '{name}' needs fp16 or bf16, not {dtype}; change the precision or use 'sdpa'")
     if name == "sage" and head_dim not in SAGE_HEAD_DIMS:
         raise AttentionError(f"attention 'sage' takes head sizes {SAGE_HEAD_DIMS}, this model has {head_dim}")
-    return name
+
+
+def usable_kernels(*, device: torch.device, head_dim: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The exact kernels that this machine has for this model."""
+    usable = []
+    for name in EXACT:
+        try:
+            check_attention(name, device=device, head_dim=head_dim, dtype=dtype)
+        except AttentionError:
+            continue
+        usable.append(name)
+    return tuple(usable)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of a.b, when there is no a
+        return False
 
 
 def kernel(name: str) -> Attention:
@@ -87,17 +110,25 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> t
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _fa2(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
-    flash_attn = importlib.import_module("flash_attn")
-    q, k, v = (tensor.unflatten(2, (num_heads, -1)) for tensor in (q, k, v))
-    return flash_attn.flash_attn_func(q, k, v).flatten(2)
+def _by_backend(backend: SDPBackend) -> Attention:
+    """One of the kernels that PyTorch's attention chooses from."""
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return sdpa(q, k, v, num_heads)
+
+    return run
 
 
-def _fa3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
-    flash_attn_interface = importlib.import_module("flash_attn_interface")
-    q, k, v = (tensor.unflatten(2, (num_heads, -1)) for tensor in (q, k, v))
-    out = flash_attn_interface.flash_attn_func(q, k, v)
-    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+def _by_package(module_name: str, function_name: str) -> Attention:
+    """A kernel that takes (B, S, N, D); some versions give the log-sum-exp as well."""
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
+        function = getattr(importlib.import_module(module_name), function_name)
+        out = function(*(tensor.unflatten(2, (num_heads, -1)) for tensor in (q, k, v)))
+        return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+    return run
 
 
 def _sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -112,4 +143,12 @@ def _heads_first(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
-_KERNELS: dict[str, Attention] = {"sdpa": sdpa, "fa2": _fa2, "fa3": _fa3, "sage": _sage}
+_KERNELS: dict[str, Attention] = {
+    "sdpa": sdpa,
+    "cudnn": _by_backend(SDPBackend.CUDNN_ATTENTION),
+    "flash2": _by_backend(SDPBackend.FLASH_ATTENTION),
+    "flash3": _by_package("flash_attn_interface", "flash_attn_func"),
+    "flash4": _by_package("flash_attn.cute", "flash_attn_func"),
+    "xformers": _by_package("xformers.ops", "memory_efficient_attention"),
+    "sage": _sage,
+}

@@ -12,6 +12,13 @@ TASKS = ("t2v", "i2v", "flf2v", "v2v", "control", "vace")
 """Text, image, first-and-last-frame, video, control-video and VACE conditioned rendering."""
 
 
+KEPT_LAYERS = (
+    "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2", "time_projection.1",
+    "img_emb.proj.1", "img_emb.proj.3", "head.head",
+)  # fmt: skip
+"""Run once a render or once a step, and every block depends on what they give."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFile:
     """One part of a model: where its authors keep it, as DiffSynth's examples name it."""
@@ -63,6 +70,8 @@ class ModelCard:
     """Guidance of the low-noise expert, where it differs."""
     flow_shift: float = 5.0
     precision: str = "bf16"
+    kept_layers: tuple[str, ...] = KEPT_LAYERS
+    """Linear layers of the DiT that quantized precisions leave in bf16."""
 
     teacache_id: str | None = None
     """Name of the model in DiffSynth's table of TeaCache coefficients; None where it has none."""

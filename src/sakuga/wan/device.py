@@ -44,4 +44,6 @@ def memory_of(device: torch.device, what: str, cure: str) -> Generator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the next render may need it in other pieces
         raise MemoryLimitError(f"{what} does not fit into the memory of {device}; {cure}") from error

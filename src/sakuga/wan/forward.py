@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -27,8 +28,16 @@ if TYPE_CHECKING:
     from diffsynth.models.wan_video_vace import VaceWanAttentionBlock, VaceWanModel
 
 
+Place = Callable[[torch.nn.Module], AbstractContextManager[None]]
+"""Has the weights of a block at hand while it runs: `Offloader.block`."""
+
+
 def _identity(x: torch.Tensor) -> torch.Tensor:
     return x
+
+
+def _everywhere(_: torch.nn.Module) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +60,14 @@ class Tokens:
     modulation_BR6D: torch.Tensor
     row_S: torch.Tensor | None
     """Which of two rows of time and modulation a token takes; None where there is one for all."""
-    rotation_S1D: torch.Tensor
-    """RoPE as complex numbers of length 1, half a head wide."""
+    rotation_S1D2: torch.Tensor
+    """RoPE as cosine and sine, half a head wide."""
     grid: tuple[int, int, int]
     """Frames, rows and columns of tokens, reference frame included."""
     num_reference_tokens: int = 0
     """In front, no part of the video."""
     split: Callable[[torch.Tensor], torch.Tensor] = _identity
-    """All tokens to those of this rank, which are all that `x_BSD`, `row_S` and `rotation_S1D` hold."""
+    """All tokens to those of this rank, which are all that `x_BSD`, `row_S` and `rotation_S1D2` hold."""
     gather: Callable[[torch.Tensor], torch.Tensor] = _identity
     """The way back."""
 
@@ -67,9 +76,9 @@ class Tokens:
     ) -> Tokens:
         """This rank's tokens of these; `split` and `gather` work on dimension 1."""
         row_S = None if self.row_S is None else split(self.row_S[None])[0]
-        rotation_S1D = split(self.rotation_S1D[None])[0]
+        rotation_S1D2 = split(self.rotation_S1D2[None])[0]
         return dataclasses.replace(
-            self, x_BSD=split(self.x_BSD), row_S=row_S, rotation_S1D=rotation_S1D, split=split, gather=gather
+            self, x_BSD=split(self.x_BSD), row_S=row_S, rotation_S1D2=rotation_S1D2, split=split, gather=gather
         )
 
 
@@ -87,8 +96,13 @@ class DitForward:
     Stateless but for rotations that are kept by grid: one object serves all renders of a model.
     """
 
-    def __init__(self, dit: WanModel, vace: VaceWanModel | None = None) -> None:
+    def __init__(
+        self, dit: WanModel, vace: VaceWanModel | None = None, *, place: Place = _everywhere, compiled: bool = False
+    ) -> None:
+        """`compiled`: each block through `torch.compile`, which one graph serves, as all have the same shapes."""
         self.dit, self.vace = dit, vace
+        self._place = place
+        self._run_block = torch.compile(_run_block) if compiled else _run_block
         self._rotations: dict[tuple[int, int, int], torch.Tensor] = {}
 
     @property
@@ -144,7 +158,7 @@ class DitForward:
             time_BRD=time,
             modulation_BR6D=modulation,
             row_S=row,
-            rotation_S1D=self._rotation((f, h, w), x.device),
+            rotation_S1D2=self._rotation((f, h, w), x.device),
             grid=(f, h, w),
             num_reference_tokens=num_reference,
         )
@@ -182,13 +196,27 @@ class DitForward:
         hinted: Container[int] = ()
         if vace_context_BCTHW is not None:
             assert self.vace is not None, "only a model with a VACE branch is given a VACE context"
-            hints, hinted = _hints(self.vace, vace_context_BCTHW, tokens, context, attend), self.vace.vace_layers
+            hints, hinted = self._hints(self.vace, vace_context_BCTHW, tokens, context, attend), self.vace.vace_layers
         x = tokens.x_BSD
         for index, block in enumerate(cast("Sequence[DiTBlock]", self.dit.blocks)):
-            x = _run_block(block, x, tokens, context, attend)
+            with self._place(block):
+                x = self._run_block(block, x, tokens, context, attend)
             if index in hinted:
                 x = x + next(hints) * vace_scale
             yield x
+
+    def _hints(
+        self, vace: VaceWanModel, vace_context_BCTHW: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions
+    ) -> Iterator[torch.Tensor]:
+        """VACE's contribution to each of its layers, made when the layer comes."""
+        c = tokens.split(vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2))
+        for block in cast("Sequence[VaceWanAttentionBlock]", vace.vace_blocks):
+            with self._place(block):
+                if block.block_id == 0:
+                    c = block.before_proj(c) + tokens.x_BSD
+                c = self._run_block(block, c, tokens, context, attend)
+                hint = block.after_proj(c)
+            yield hint
 
     def head(self, tokens: Tokens, x_BSD: torch.Tensor) -> torch.Tensor:
         """Hidden states to the velocity, (B, C, T, H, W)."""
@@ -209,7 +237,7 @@ class DitForward:
             axes = (frames[:f, None, None], rows[None, :h, None], columns[None, None, :w])
             known = torch.cat([axis.expand(f, h, w, -1) for axis in axes], dim=-1).flatten(0, 2).unsqueeze(1)
             # Angles made in fp64, stored in fp32: exact to 6e-8, where bf16 hidden states are to 4e-3.
-            known = known.to(device=device, dtype=torch.complex64)
+            known = torch.view_as_real(known.to(device=device, dtype=torch.complex64))
             if len(self._rotations) >= MAX_ROTATIONS:
                 self._rotations.pop(next(iter(self._rotations)))
             self._rotations[grid] = known
@@ -220,10 +248,15 @@ MAX_ROTATIONS = 8
 """Grids kept; one of 720p and 81 frames is 39 MB."""
 
 
-def rotate(x_BSD: torch.Tensor, rotation_S1D: torch.Tensor, num_heads: int) -> torch.Tensor:
+def rotate(x_BSD: torch.Tensor, rotation_S1D2: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Rotary position embedding: neighbouring numbers of a head are a complex number each (Su et al. 2021)."""
+    if torch.compiler.is_compiling():  # whose generated kernels know no complex numbers
+        even, odd = x_BSD.float().unflatten(2, (num_heads, -1, 2)).unbind(-1)
+        cos, sin = rotation_S1D2.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        return turned.flatten(2).to(x_BSD.dtype)
     pairs = torch.view_as_complex(x_BSD.float().unflatten(2, (num_heads, -1, 2)))
-    return torch.view_as_real(pairs * rotation_S1D).flatten(2).to(x_BSD.dtype)
+    return torch.view_as_real(pairs * torch.view_as_complex(rotation_S1D2)).flatten(2).to(x_BSD.dtype)
 
 
 def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions) -> torch.Tensor:
@@ -232,22 +265,10 @@ def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Contex
     parts = [_per_token(part, tokens.row_S) for part in modulation.unbind(2)]
     shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts
     normed = block.norm1(x) * (1 + scale_attn) + shift_attn
-    x = x + gate_attn * _self_attention(block.self_attn, normed, tokens.rotation_S1D, attend.among_tokens)
+    x = x + gate_attn * _self_attention(block.self_attn, normed, tokens.rotation_S1D2, attend.among_tokens)
     x = x + _cross_attention(block.cross_attn, block.norm3(x), context, attend.to_text)
     normed = block.norm2(x) * (1 + scale_ffn) + shift_ffn
     return x + gate_ffn * block.ffn(normed)
-
-
-def _hints(
-    vace: VaceWanModel, vace_context_BCTHW: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions
-) -> Iterator[torch.Tensor]:
-    """VACE's contribution to each of its layers, made when the layer comes."""
-    c = tokens.split(vace.vace_patch_embedding(vace_context_BCTHW).flatten(2).transpose(1, 2))
-    for block in cast("Sequence[VaceWanAttentionBlock]", vace.vace_blocks):
-        if block.block_id == 0:
-            c = block.before_proj(c) + tokens.x_BSD
-        c = _run_block(block, c, tokens, context, attend)
-        yield block.after_proj(c)
 
 
 def _per_token(part_BRD: torch.Tensor, row_S: torch.Tensor | None) -> torch.Tensor:
@@ -256,10 +277,10 @@ def _per_token(part_BRD: torch.Tensor, row_S: torch.Tensor | None) -> torch.Tens
 
 
 def _self_attention(
-    module: SelfAttention, x: torch.Tensor, rotation_S1D: torch.Tensor, attend: Attention
+    module: SelfAttention, x: torch.Tensor, rotation_S1D2: torch.Tensor, attend: Attention
 ) -> torch.Tensor:
-    q = rotate(module.norm_q(module.q(x)), rotation_S1D, module.num_heads)
-    k = rotate(module.norm_k(module.k(x)), rotation_S1D, module.num_heads)
+    q = rotate(module.norm_q(module.q(x)), rotation_S1D2, module.num_heads)
+    k = rotate(module.norm_k(module.k(x)), rotation_S1D2, module.num_heads)
     return module.o(attend(q, k, module.v(x), module.num_heads))
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,15 @@ from sakuga.errors import WeightsError
 from sakuga.storage import open_storage
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.device import check_device, memory_of
+from sakuga.wan.memory import MemoryPlan
+from sakuga.wan.precision import Precision, check_precision, quantization
 from sakuga.wan.weights import WeightPart, check_file, find_parts, weights_identity
 
 if TYPE_CHECKING:
+    from diffsynth.core import ModelConfig
     from diffsynth.pipelines.wan_video import WanVideoPipeline
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,9 @@ class LoadedModel:
     precision: str
     weights_sha256: str
     file_sha256: dict[str, str]
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
+    dit_files: tuple[tuple[Path, ...], ...] = ()
+    """Of each expert; empty for a model that was not loaded from safetensors files."""
 
     @property
     def experts(self) -> tuple[torch.nn.Module, ...]:
@@ -110,28 +114,42 @@ def locate(
     )
 
 
-def load_model(weights: WeightSet, *, device: str | torch.device = "cpu", precision: str = "fp32") -> LoadedModel:
-    """Load located weights into a pipeline.
+def load_model(
+    weights: WeightSet,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    memory: MemoryPlan | None = None,
+) -> LoadedModel:
+    """Load located weights into a pipeline: onto the device, or to the host where the memory plan says so.
 
-    Raises DeviceError when `device` is not in this machine, MemoryLimitError when the model does not fit into it,
-    WeightsError when the weights are not those of their card.
+    Raises DeviceError when `device` is not in this machine, PrecisionError when it cannot compute in `precision`,
+    MemoryLimitError when the model does not fit into it, WeightsError when the weights are not those of their card.
     """
     place = check_device(str(device))
+    numbers, plan = check_precision(precision, place), memory or MemoryPlan()
     if weights.card.embedded:
         from sakuga.wan import mini
 
         mini.register()
     return LoadedModel(
         card=weights.card,
-        pipe=_load_pipeline(weights.card, weights.parts, place, DTYPES[precision]),
+        pipe=_load_pipeline(weights.card, weights.parts, place, numbers, plan),
         precision=precision,
         weights_sha256=weights.sha256,
         file_sha256=weights.file_sha256,
+        memory=plan,
+        dit_files=_dit_files(weights.parts),
     )
 
 
+def _dit_files(parts: Sequence[WeightPart]) -> tuple[tuple[Path, ...], ...]:
+    files = tuple(part.paths for name in ("dit", "dit2") for part in parts if part.file.part == name)
+    return files if all(path.suffix == ".safetensors" for paths in files for path in paths) else ()
+
+
 def _load_pipeline(
-    card: ModelCard, parts: Sequence[WeightPart], device: torch.device, dtype: torch.dtype
+    card: ModelCard, parts: Sequence[WeightPart], device: torch.device, precision: Precision, memory: MemoryPlan
 ) -> "WanVideoPipeline":
     from diffsynth.core import ModelConfig
     from diffsynth.pipelines.wan_video import WanVideoPipeline
@@ -144,9 +162,9 @@ def _load_pipeline(
     try:
         with room, stdout_to_log():
             pipe = WanVideoPipeline.from_pretrained(
-                torch_dtype=dtype,
+                torch_dtype=precision.dtype,
                 device=device,
-                model_configs=[ModelConfig(path=_paths(part), skip_download=True) for part in models],
+                model_configs=[_config(card, part, device, precision, memory) for part in models],
                 tokenizer_config=ModelConfig(path=str(tokenizer.paths[0].parent), skip_download=True),
                 redirect_common_files=False,
             )
@@ -158,6 +176,22 @@ def _load_pipeline(
     _check_is_card(card, pipe)
     pipe.requires_grad_(False)
     return pipe.eval()
+
+
+def _config(
+    card: ModelCard, part: WeightPart, device: torch.device, precision: Precision, memory: MemoryPlan
+) -> "ModelConfig":
+    """How DiffSynth loads one part: where to, in which numbers, and what of it is quantized."""
+    from diffsynth.core import ModelConfig
+
+    of_blocks = part.file.part in ("dit", "dit2")
+    return ModelConfig(
+        path=_paths(part),
+        skip_download=True,
+        computation_device=device if memory.kind == "resident" else torch.device("cpu"),
+        computation_dtype=precision.dtype,
+        quantize=quantization(precision, card.kept_layers) if of_blocks else None,
+    )
 
 
 def _check_recognised(card: ModelCard, models: Sequence[WeightPart]) -> None:

@@ -186,7 +186,8 @@ def masked_velocity(
 ) -> torch.Tensor:
     """What the head gives for the kept tokens (B, K, 4 * C); the others never enter a block."""
     tokens = DitForward(dit).embed(noisy_BCThw, timestep_B, y_BCTHW=y_BCThw)
-    x, freqs = _gather(tokens.x_BSD, kept_BK), tokens.rotation_S1D[kept_BK]
+    x = _gather(tokens.x_BSD, kept_BK)
+    freqs = torch.view_as_complex(tokens.rotation_S1D2)[kept_BK]
     context = dit.text_embedding(context_BLD)
     for block in dit.blocks:
         x = block(x, context, tokens.modulation_BR6D.squeeze(1), freqs)

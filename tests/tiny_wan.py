@@ -5,6 +5,8 @@ A render of any of them takes a fraction of a second; none has any skill.
 
 import torch
 from diffsynth.models.wan_video_dit import WanModel
+from diffsynth.models.wan_video_image_encoder import WanImageEncoder, clip_xlm_roberta_vit_h_14
+from diffsynth.models.wan_video_motion_controller import WanMotionControllerModel
 from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
 from diffsynth.models.wan_video_vace import VaceWanModel
 from diffsynth.models.wan_video_vae import VideoVAE38_, VideoVAE_, WanVideoVAE, WanVideoVAE38
@@ -41,6 +43,19 @@ class TinyVae38(WanVideoVAE38):
         self.upsampling_factor, self.z_dim = 16, 48
 
 
+class TinyClip(WanImageEncoder):
+    """`WanImageEncoder` takes no depth. Width and number of tokens are what the DiT expects: 1280 and 257.
+
+    The last layer of two is left out by design, as it is of the real one's 32.
+    """
+
+    def __init__(self) -> None:
+        super(WanImageEncoder, self).__init__()
+        self.model, self.transforms = clip_xlm_roberta_vit_h_14(
+            return_transforms=True, vision_layers=2, vision_heads=20, vision_mlp_ratio=0.1, embed_dim=16
+        )
+
+
 def tiny_dit(in_dim: int = 16, out_dim: int = 16, **rest) -> WanModel:
     return WanModel(
         dim=DIM, in_dim=in_dim, ffn_dim=DIM, out_dim=out_dim, text_dim=TEXT_DIM, freq_dim=32, eps=1e-6,
@@ -68,6 +83,45 @@ def tiny_model(base: ModelCard, tokenizer_dir, *, dit: WanModel, seed: int, **pa
 def tiny_t2v(tokenizer_dir, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)
     return tiny_model(card("wan2.1-t2v-1.3b"), tokenizer_dir, dit=tiny_dit(), seed=seed)
+
+
+def tiny_i2v(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, clip = tiny_dit(36, has_image_input=True), TinyClip()
+    return tiny_model(card("wan2.1-i2v-14b-480p"), tokenizer_dir, dit=dit, seed=seed, image_encoder=clip)
+
+
+def tiny_flf2v(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, clip = tiny_dit(36, has_image_input=True, has_image_pos_emb=True), TinyClip()
+    torch.nn.init.normal_(dit.img_emb.emb_pos)  # made as zeros, which would tell no position from another
+    return tiny_model(card("wan2.1-flf2v-14b-720p"), tokenizer_dir, dit=dit, seed=seed, image_encoder=clip)
+
+
+def tiny_fun_inp(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, clip = tiny_dit(36, has_image_input=True), TinyClip()
+    return tiny_model(card("wan2.1-fun-inp-1.3b"), tokenizer_dir, dit=dit, seed=seed, image_encoder=clip)
+
+
+def tiny_camera(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, clip = tiny_dit(32, has_image_input=True, add_control_adapter=True), TinyClip()
+    base = card("wan2.1-fun-v1.1-control-camera-1.3b")
+    return tiny_model(base, tokenizer_dir, dit=dit, seed=seed, image_encoder=clip)
+
+
+def tiny_camera_two_experts(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, dit2 = (tiny_dit(36, add_control_adapter=True, require_clip_embedding=False) for _ in range(2))
+    return tiny_model(card("wan2.2-fun-a14b-control-camera"), tokenizer_dir, dit=dit, seed=seed, dit2=dit2)
+
+
+def tiny_speed(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, controller = tiny_dit(), WanMotionControllerModel(freq_dim=32, dim=DIM)
+    base = card("wan2.1-1.3b-speedcontrol-v1")
+    return tiny_model(base, tokenizer_dir, dit=dit, seed=seed, motion_controller=controller)
 
 
 def tiny_two_experts(tokenizer_dir, seed: int = 0) -> LoadedModel:
@@ -98,3 +152,6 @@ def tiny_control(tokenizer_dir, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)
     dit = tiny_dit(48, has_image_input=True, has_ref_conv=True)
     return tiny_model(card("wan2.1-fun-v1.1-control-1.3b"), tokenizer_dir, dit=dit, seed=seed)
+
+
+tiny_t2i = tiny_v2v = tiny_t2v

@@ -5,13 +5,12 @@ import pytest
 
 import rank_work
 import tiny_wan
+from families import MODELS, task
 from ranks import Ranks
 from sakuga.engine import LocalEngine, RenderInputs
-from sakuga.media import image_sha256, video_sha256
 from sakuga.parallel import ParallelPlan
-from sakuga.recipe import ImageRef, RenderRecipe, StepCache, VideoRef
+from sakuga.recipe import StepCache
 from sakuga.wan.mini.tokenizer import save_tokenizer
-from stock_pipeline import clip, picture
 
 pytestmark = pytest.mark.dist
 
@@ -31,36 +30,6 @@ def tokenizer_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder, 1024)
     return str(folder)
-
-
-def task(family: str, **fields) -> tuple[RenderRecipe, RenderInputs]:
-    """A recipe and inputs for a family; 48x80 is 15 tokens a frame, which no degree divides."""
-    size = {"width": 64, "height": 96} if family == "ti2v" else {"width": 48, "height": 80}
-    images, videos = {}, {}
-    if family == "ti2v":
-        images["input_image"] = picture(5, **size)
-    if family == "vace":
-        videos["vace_video"] = clip(9, **size)
-    if family == "control":
-        videos["control_video"], images["reference_image"] = clip(9, **size), picture(2, **size)
-    recipe = RenderRecipe(
-        **{
-            "model": MODELS[family], "weights_sha256": "ab" * 32, "prompt": "a dancer",
-            "num_frames": 5, "num_inference_steps": 6, "seed": 3, **size, **fields,
-            "images": tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
-            "videos": tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
-        }
-    )  # fmt: skip
-    return recipe, RenderInputs(images=images, videos=videos)
-
-
-MODELS = {
-    "t2v": "wan2.1-t2v-1.3b",
-    "two_experts": "wan2.2-t2v-a14b",
-    "ti2v": "wan2.2-ti2v-5b",
-    "vace": "wan2.1-vace-1.3b",
-    "control": "wan2.1-fun-v1.1-control-1.3b",
-}
 
 
 def alone(family: str, tokenizer_dir: str, recipe, inputs):

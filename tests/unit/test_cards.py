@@ -30,11 +30,11 @@ def test_dit_of_every_card_is_known_to_the_installed_diffsynth(entry):
     from diffsynth.configs import MODEL_CONFIGS
 
     shapes = {
-        (config["extra_kwargs"]["in_dim"], config["extra_kwargs"].get("has_image_input", False))
+        tuple(config["extra_kwargs"].get(name, False) for name in ("in_dim", "has_image_input", "add_control_adapter"))
         for config in MODEL_CONFIGS
         if config["model_class"].endswith(".WanModel") and "in_dim" in config.get("extra_kwargs", {})
     }
-    assert (entry.in_dim, entry.needs_clip) in shapes
+    assert (entry.in_dim, entry.needs_clip, "camera" in entry.tasks) in shapes
 
 
 def test_teacache_coefficients_come_from_diffsynth_and_only_where_it_has_them():

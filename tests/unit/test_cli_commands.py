@@ -35,6 +35,9 @@ RENDER_OPTIONS = {
     "control_video": ("--control-video", "e.mp4"),
     "vace_video": ("--vace-video", "f.mp4"),
     "vace_mask": ("--vace-mask", "g.mp4"),
+    "camera_direction": ("--camera-direction", "LeftUp"),
+    "camera_speed": ("--camera-speed", "0.25"),
+    "motion_bucket_id": ("--motion-bucket-id", "100"),
     "precision": ("--precision", "bf16"),
     "attention": ("--attention", "sdpa"),
     "loras": ("--lora", "fairy:0.5", "--lora", "x/y.safetensors"),
@@ -106,6 +109,13 @@ def test_every_render_option_reaches_its_field(renderer, tmp_path, capsys):
 def test_render_says_the_notes_of_its_receipt(renderer, tmp_path, capsys):
     assert cli.run(["render", "a dancer", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "note: the video has 9 [s], 5 are used"
+
+
+def test_render_of_one_frame_names_its_picture_first(renderer, tmp_path, capsys):
+    (tmp_path / "still.png").write_bytes(b"x")  # as `write_render` would leave it
+    assert cli.run(["render", "a dancer", "--frames", "1", "--name", "still", "--out", str(tmp_path), "--json"]) == 0
+    told = last_json(capsys.readouterr().out)
+    assert [path.rsplit("/", 1)[-1] for path in told["files"]][:2] == ["still.png", "still.mp4"]
 
 
 def test_render_takes_its_threads_from_the_environment(renderer, tmp_path, monkeypatch):

@@ -307,3 +307,15 @@ def test_artifacts_are_whole_and_the_receipt_comes_last(engine, tmp_path, monkey
     with pytest.raises(OutputError):
         write_render(video, receipt, tmp_path / "out", "v")
     assert not paths.receipt.exists(), "an old receipt vouches for a video that was not finished"
+
+
+def test_a_render_of_one_frame_is_a_picture_too(engine, tmp_path):
+    wanted = recipe(num_frames=1)
+    video = engine.render(wanted)
+    paths = write_render(video, engine.receipt(wanted, video), tmp_path / "out", "v")
+    assert (np.asarray(Image.open(paths.picture)) == video.frames_THWC[0]).all(), "every pixel as it is"
+    assert read_video(paths.video).shape == (1, 32, 32, 3)
+    assert json.loads(paths.receipt.read_text())["files"]["picture"] == "v.png"
+    longer = engine.render(recipe())
+    write_render(longer, engine.receipt(recipe(), longer), tmp_path / "out", "v")
+    assert not paths.picture.exists(), "an old picture beside a new video"

@@ -146,6 +146,44 @@ def test_videos_are_read_and_named(folder, base):
 
 
 ANY = "0" * 64
+CAMERA = "wan2.2-fun-a14b-control-camera"
+SPEED = "wan2.1-1.3b-speedcontrol-v1"
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "fields", "task"),
+    [
+        (CAMERA, ("input_image",), {"camera_direction": "Left"}, "camera"),
+        (CAMERA, (), {"camera_direction": "Left"}, "away from an input_image"),
+        (CAMERA, ("input_image", "end_image"), {"camera_direction": "Left"}, "no other image"),
+        ("wan2.1-i2v-14b-480p", ("input_image",), {"camera_direction": "Left"}, "cannot take a camera_direction"),
+        (SPEED, (), {"motion_bucket_id": 0}, "t2v"),
+        (SPEED, (), {}, "t2v"),
+        ("wan2.1-t2v-1.3b", (), {"motion_bucket_id": 0}, "for models with speed control"),
+        ("wan2.1-t2v-1.3b", (), {"num_frames": 1}, "t2v"),
+        ("wan2.1-flf2v-14b-720p", ("input_image", "end_image"), {"num_frames": 1}, "render 5 frames or more"),
+    ],
+)
+def test_camera_speed_and_single_frames(model, images, fields, task):
+    recipe = RenderRecipe(
+        **{"model": model, "weights_sha256": ANY, "prompt": "x", "seed": 0, "width": 32, "height": 32},
+        images=tuple(ImageRef(role=role, sha256=ANY) for role in images),
+        **{"num_frames": 5, **fields},
+    )
+    if " " not in task:
+        assert check_task(recipe, card(model)) == task
+        return
+    with pytest.raises((ModelError, RecipeError), match=task):
+        check_task(recipe, card(model))
+
+
+def test_camera_and_speed_of_a_request_are_in_its_recipe(base, monkeypatch):
+    found = type("Found", (), {"sha256": "ab" * 32, "lora_dir": None})
+    monkeypatch.setattr(sys.modules["sakuga.engine.resolve"], "located", lambda *_: found)
+    fields = {"prompt": "x", "seed": 1, "input_image": "photo.png", "camera_direction": "RightUp"}
+    recipe = resolve(parse_request(fields), card(CAMERA), base)[0]
+    assert (recipe.camera_direction, recipe.camera_speed) == ("RightUp", 1 / 54)
+    assert resolve(parse_request({"prompt": "x", "motion_bucket_id": 7}), card(SPEED), base)[0].motion_bucket_id == 7
 
 
 @pytest.mark.parametrize(
@@ -163,6 +201,7 @@ ANY = "0" * 64
         ("wan2.1-flf2v-14b-720p", ("input_image",), (), "cannot take an input_image"),
         ("wan2.1-t2v-14b", ("input_image",), (), "cannot take an input_image"),
         ("wan2.1-vace-14b", (), ("vace_mask",), "give both"),
+        ("wan2.1-fun-v1.1-control-camera-14b", ("input_image",), (), "and a camera_direction"),
     ],
 )
 def test_the_task_follows_from_what_is_given(model, images, videos, task):

@@ -12,8 +12,9 @@ from sakuga.errors import WeightsError
 from sakuga.storage import LocalFolder
 from sakuga.wan import mini
 from sakuga.wan.catalogue import card
-from sakuga.wan.loading import load_model, locate, stdout_to_log
+from sakuga.wan.loading import _check_is_card, load_model, locate, stdout_to_log
 from sakuga.wan.weights import check_safetensors, file_sha256, find_parts, missing_shards
+from tiny_wan import tiny_i2v, tiny_t2v
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,31 @@ def test_two_experts_and_missing_shards(tmp_path):
     touch(tmp_path, f"high_noise_model/{shard.format(2)}")
     parts = {part.file.part: part for part in find_parts(card("wan2.2-t2v-a14b"), LocalFolder(tmp_path))}
     assert len(parts["dit"].paths) == len(parts["dit2"].paths) == 2
+
+
+def test_speed_control_is_two_repositories(tmp_path):
+    name = "wan2.1-1.3b-speedcontrol-v1"
+    touch(tmp_path, *(f"Wan-AI/Wan2.1-T2V-1.3B/{file}" for file in (*T2V_FILES, "google/umt5-xxl/tokenizer.json")))
+    with pytest.raises(WeightsError, match=r"missing: model\.safetensors \(DiffSynth-Studio/Wan2\.1-1\.3b-speed"):
+        find_parts(card(name), LocalFolder(tmp_path))
+    touch(tmp_path, "DiffSynth-Studio/Wan2.1-1.3b-speedcontrol-v1/model.safetensors")
+    parts = {part.file.part: part for part in find_parts(card(name), LocalFolder(tmp_path))}
+    assert parts["motion_controller"].paths[0].name == "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "tiny", "missing"),
+    [
+        ("wan2.1-1.3b-speedcontrol-v1", tiny_t2v, "motion_controller"),
+        ("wan2.1-fun-v1.1-control-camera-1.3b", tiny_i2v, "control_adapter"),
+        ("wan2.1-i2v-14b-480p", tiny_t2v, "image_encoder"),
+        ("wan2.1-vace-1.3b", tiny_t2v, "vace"),
+    ],
+)
+def test_a_card_says_what_its_files_lack(name, tiny, missing, mini_folder):
+    pipe = tiny(mini_folder / "tokenizer").pipe
+    with pytest.raises(WeightsError, match=f"the files of {name} hold no {missing}"):
+        _check_is_card(card(name), pipe)
 
 
 def test_missing_shards_of_one_series_only():

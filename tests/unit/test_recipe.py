@@ -38,6 +38,9 @@ FULL = recipe(
     tiling=Tiling(),
     guidance_scale_2=3.5,
     boundary_ratio=0.9,
+    camera_direction="LeftUp",
+    camera_speed=0.01,
+    motion_bucket_id=100,
 )
 
 
@@ -75,6 +78,8 @@ OTHER_VALUES = {
     "flow_shift": 3.0,
     "seed": 8,
     "denoising_strength": 0.9,
+    "camera_direction": "Left",
+    "motion_bucket_id": 50,
     "images": (ImageRef(role="input_image", sha256=HASH_A),),
     "videos": (VideoRef(role="input_video", sha256=HASH_A),),
     "loras": (LoraRef(sha256=HASH_A),),
@@ -87,13 +92,15 @@ OTHER_VALUES = {
 
 
 def test_every_field_changes_the_key():
-    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(RenderRecipe)}
+    assert {*OTHER_VALUES, "camera_speed"} == {field.name for field in dataclasses.fields(RenderRecipe)}
     keys = {name: recipe(**{name: value}).render_key for name, value in OTHER_VALUES.items()}
+    keys["camera_speed"] = recipe(camera_direction="Left", camera_speed=0.1).render_key
     assert len(set(keys.values()) | {recipe().render_key}) == len(keys) + 1
 
 
 def test_spellings_of_one_number_share_a_key():
     assert recipe(guidance_scale=5, width=128.0).render_key == recipe(guidance_scale=5.0, width=128).render_key
+    assert recipe(camera_direction="Up").render_key == recipe(camera_direction="Up", camera_speed=1 / 54).render_key
     assert recipe(guidance_scale=-0.0).render_key == recipe(guidance_scale=0).render_key
 
 
@@ -106,6 +113,14 @@ def test_spellings_of_one_number_share_a_key():
         ({"prompt": "a \x1b[31mred\x1b[0m fairy"}, PromptError, "U+001B at position 2"),
         ({"prompt": "a\x00b"}, PromptError, "U+0000"),
         ({"prompt": "a\x9bb"}, PromptError, "U+009B"),
+        ({"camera_direction": "left"}, RecipeError, "camera_direction is 'left'; did you mean 'Left'"),
+        ({"camera_direction": "RigthUp"}, RecipeError, "did you mean 'RightUp'"),
+        ({"camera_direction": "sideways"}, RecipeError, "it must be one of Left, Right, Up"),
+        ({"camera_direction": 3}, RecipeError, "camera_direction is 3"),
+        ({"camera_speed": 0.1}, RecipeError, "give a camera_direction too"),
+        ({"camera_direction": "Left", "camera_speed": 2}, RecipeError, "a number from 0.0 to 1.0"),
+        ({"motion_bucket_id": 101}, RecipeError, "a whole number from 0 to 100"),
+        ({"motion_bucket_id": 0.5}, RecipeError, "a whole number from 0 to 100"),
         ({"prompt": "half of a pair \ud83e"}, PromptError, "U+D83E"),
         ({"negative_prompt": "\x07"}, PromptError, "negative_prompt"),
         ({"prompt": 3}, PromptError, "text"),

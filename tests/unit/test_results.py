@@ -35,6 +35,14 @@ def test_a_missing_or_empty_file_is_not_finished(finished, name, damage):
     assert finished_receipt(finished, "a", "k1") is None
 
 
+def test_a_render_of_one_frame_is_finished_with_its_picture(finished):
+    receipt = {"key": "k1", "seconds": {}, "files": {"video": "a.mp4", "picture": "a.png"}}
+    (finished / "a.json").write_text(json.dumps(receipt))
+    assert finished_receipt(finished, "a", "k1") is None
+    (finished / "a.png").write_bytes(b"x")
+    assert finished_receipt(finished, "a", "k1") == receipt
+
+
 @pytest.mark.parametrize("text", ['{"key": "k1", "seco', "", "[]", "null", '{"key": "k1"}', "\xff"])
 def test_a_damaged_receipt_is_not_finished(finished, text):
     (finished / "a.json").write_bytes(text.encode("latin-1"))

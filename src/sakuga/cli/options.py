@@ -17,13 +17,19 @@ Loras = Annotated[
 NegativePrompt = Annotated[str | None, typer.Option(help="What the video should not show.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
-NumFrames = Annotated[int | None, typer.Option("--num-frames", "--frames", help="4n+1.")]
+NumFrames = Annotated[int | None, typer.Option("--num-frames", "--frames", help="4n+1; 1 for a picture.")]
 Fps = Annotated[int | None, typer.Option(help="Frames per second of the video.")]
 Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--steps", help="Denoise steps.")]
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--guidance", help="1 switches guidance off.")]
 FlowShift = Annotated[float | None, typer.Option(help="Shift of the noise schedule.")]
 Seed = Annotated[int | None, typer.Option(help="0 to 2^63-1; drawn or made from the row if not given.")]
-Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16, int8, int8-dynamic, fp8 or fp8-dynamic.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16, fp16, int8, int8-dynamic, fp8 or fp8-dynamic.")]
+CameraDirection = Annotated[
+    str | None,
+    typer.Option("--camera-direction", "--camera", help="Left, Right, Up, Down, LeftUp, LeftDown, RightUp, RightDown."),
+]
+CameraSpeed = Annotated[float | None, typer.Option(help="How far the camera goes in a frame; 1/54 if not given.")]
+MotionBucket = Annotated[int | None, typer.Option(help="0 (slow) to 100 (fast), for models with speed control.")]
 AttentionName = Annotated[
     str | None,
     typer.Option("--attention", help="auto, or a kernel: sdpa, cudnn, flash2, flash3, flash4, xformers, sage."),

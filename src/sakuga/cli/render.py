@@ -47,6 +47,9 @@ def render(
     guidance_scale: options.Guidance = None,
     flow_shift: options.FlowShift = None,
     denoising_strength: Annotated[float | None, typer.Option(help="0 to 1, how much of --video to change.")] = None,
+    camera_direction: options.CameraDirection = None,
+    camera_speed: options.CameraSpeed = None,
+    motion_bucket_id: options.MotionBucket = None,
     seed: options.Seed = None,
     precision: options.Precision = None,
     attention: options.AttentionName = None,
@@ -76,13 +79,17 @@ def render(
         guidance_scale=guidance_scale,
         flow_shift=flow_shift,
         denoising_strength=denoising_strength,
+        camera_direction=camera_direction,
+        camera_speed=camera_speed,
+        motion_bucket_id=motion_bucket_id,
         seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
         precision=precision,
         attention=attention,
         step_cache=step_cache,
     )
     name, receipt = _render(fields, out, name, weights, device)
-    files = [f"{out / name}{suffix}" for suffix in (".mp4", ".webp", ".sprites.webp", ".json")]
+    picture = [".png"] if (out / f"{name}.png").is_file() else []  # of a render of one frame
+    files = [f"{out / name}{suffix}" for suffix in (*picture, ".mp4", ".webp", ".sprites.webp", ".json")]
     payload = {"key": receipt["key"], "name": name, "files": files, "receipt": receipt}
     notes = receipt.get("notes")
     remarks = [f"note: {note}" for note in notes] if isinstance(notes, list) else []

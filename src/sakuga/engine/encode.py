@@ -32,9 +32,11 @@ UNITS = (
     "WanVideoUnit_ImageEmbedderFused",
     "WanVideoUnit_FunControl",
     "WanVideoUnit_FunReference",
+    "WanVideoUnit_FunCameraControl",
+    "WanVideoUnit_SpeedControl",
     "WanVideoUnit_VACE",
 )
-"""Those of `pipe.units` that a text, image, video, control or VACE render needs; they run in the pipeline's order."""
+"""Those of `pipe.units` that a render of the catalogue's tasks needs; they run in the pipeline's order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,10 @@ def encode(pipe: "WanVideoPipeline", recipe: RenderRecipe, inputs: RenderInputs)
     shared = _shared(pipe, recipe, inputs)
     positive: dict = {"prompt": recipe.prompt, "positive": True}
     negative: dict = {"negative_prompt": recipe.negative_prompt, "positive": False}
+    # The camera's unit makes another `y` in place of the image's, which would encode the whole video in vain.
+    units = set(UNITS) - ({"WanVideoUnit_ImageEmbedderVAE"} if recipe.camera_direction else set())
     for unit in pipe.units:
-        if type(unit).__name__ in UNITS:
+        if type(unit).__name__ in units:
             done = pipe.unit_runner(unit, pipe, shared, positive, negative)
             shared, positive, negative = done  # ty: ignore[invalid-assignment]  # three, though annotated as two
     y = shared.get("y")
@@ -71,6 +75,8 @@ def encode(pipe: "WanVideoPipeline", recipe: RenderRecipe, inputs: RenderInputs)
             clip_feature_BLD=shared.get("clip_feature"),
             reference_latents_BCTHW=shared.get("reference_latents"),
             vace_context_BCTHW=shared.get("vace_context"),
+            control_camera_BCTHW=shared.get("control_camera_latents_input"),
+            motion_modulation_B6D=_motion_modulation(pipe, shared.get("motion_bucket_id")),
             first_frame_latents_BCTHW=shared.get("first_frame_latents"),
         ),
         num_reference_frames=0 if reference is None else len(reference),
@@ -111,6 +117,9 @@ def _shared(pipe: "WanVideoPipeline", recipe: RenderRecipe, inputs: RenderInputs
         "vace_video": videos.get("vace_video"),
         "vace_video_mask": videos.get("vace_mask"),
         "vace_scale": 1.0,
+        "camera_control_direction": recipe.camera_direction,
+        "camera_control_speed": recipe.camera_speed,
+        "motion_bucket_id": recipe.motion_bucket_id,
         "denoising_strength": recipe.denoising_strength,
         "seed": recipe.seed,
         # On the CPU, so that the same seed is the same noise on every device.
@@ -122,6 +131,14 @@ def _shared(pipe: "WanVideoPipeline", recipe: RenderRecipe, inputs: RenderInputs
         "cfg_scale": 2.0 if needs_guidance(recipe) else 1.0,
         **({"tile_size": None, "tile_stride": None} | tiling_arguments(recipe)),
     }
+
+
+def _motion_modulation(pipe: "WanVideoPipeline", motion_bucket_B: torch.Tensor | None) -> torch.Tensor | None:
+    """Speed control depends on no time and no latents, so it is computed once."""
+    if motion_bucket_B is None:
+        return None
+    pipe.load_models_to_device(["motion_controller"])
+    return pipe.motion_controller(motion_bucket_B).unflatten(1, (6, pipe.dit.dim))
 
 
 def _fit_video(role: str, video_THWC: np.ndarray, recipe: RenderRecipe) -> list[Image.Image]:

@@ -43,6 +43,8 @@ class LocalEvaluation:
             self.timestep_B,
             y_BCTHW=self.conditioning.y_BCTHW,
             reference_latents_BCTHW=self.conditioning.reference_latents_BCTHW,
+            control_camera_BCTHW=self.conditioning.control_camera_BCTHW,
+            motion_modulation_B6D=self.conditioning.motion_modulation_B6D,
             clean_first_frame=self.conditioning.first_frame_latents_BCTHW is not None,
         )
 

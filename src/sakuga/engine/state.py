@@ -44,6 +44,10 @@ class Conditioning:
     clip_feature_BLD: torch.Tensor | None = None
     reference_latents_BCTHW: torch.Tensor | None = None
     vace_context_BCTHW: torch.Tensor | None = None
+    control_camera_BCTHW: torch.Tensor | None = None
+    """Rays of the moving camera, six numbers for each pixel of the picture, four frames in one."""
+    motion_modulation_B6D: torch.Tensor | None = None
+    """What speed control adds to the modulation of all blocks, the same in every step."""
     first_frame_latents_BCTHW: torch.Tensor | None = None
     """Put back after every step by models that keep the image in the latents (TI2V-5B)."""
 

@@ -15,6 +15,7 @@ TASK_WORDS = {
     "v2v": "take an input_video",
     "control": "take a control_video",
     "vace": "take a vace_video or vace_mask",
+    "camera": "take a camera_direction",
 }
 """What a model without that task cannot do."""
 
@@ -26,6 +27,8 @@ def task_of(recipe: RenderRecipe, card: ModelCard) -> str:
     """
     images = {ref.role for ref in recipe.images}
     videos = {ref.role for ref in recipe.videos}
+    if recipe.camera_direction is not None:
+        return "camera"
     if "control_video" in videos:
         return "control"
     if videos & {"vace_video", "vace_mask"} or ("reference_image" in images and "vace" in card.tasks):
@@ -49,6 +52,8 @@ def check_task(recipe: RenderRecipe, card: ModelCard) -> str:
         make_rule(recipe.step_cache, card)
     if "end_image" in roles and "input_image" not in roles:
         raise RecipeError("an end_image needs an input_image for the first frame; give both")
+    if "end_image" in roles and recipe.num_frames == 1:
+        raise RecipeError("a single frame cannot begin with one picture and end with another; render 5 frames or more")
     if recipe.denoising_strength < 1 and "input_video" not in roles:
         raise RecipeError("denoising_strength below 1 starts from a video; give an input_video or leave it at 1")
     if "vace_mask" in roles and "vace_video" not in roles:
@@ -57,9 +62,15 @@ def check_task(recipe: RenderRecipe, card: ModelCard) -> str:
         raise RecipeError(f"guidance_scale_2 and boundary_ratio are for models with two experts; {card.name} has one")
     if not card.two_experts and any(ref.expert is not None for ref in recipe.loras):
         raise RecipeError(f"a LoRA's expert is for models with two; {card.name} has one, leave it out")
+    if recipe.motion_bucket_id is not None and not card.controls_speed:
+        raise RecipeError(f"a motion_bucket_id is for models with speed control; {card.name} has none, leave it out")
+    if card.tasks == ("camera",) and recipe.camera_direction is None:
+        raise RecipeError(f"{card.name} moves a camera away from an input_image; give it and a camera_direction")
     task = task_of(recipe, card)
     if task not in card.tasks:
         raise ModelError(f"{card.name} cannot {TASK_WORDS[task]}; it can do {', '.join(card.tasks)}")
+    if task == "camera" and roles != {"input_image"}:
+        raise RecipeError("a camera moves away from an input_image; give that one and no other image or video")
     if "reference_image" in roles and not card.takes_reference:
         raise ModelError(f"{card.name} takes no reference_image; leave it out")
     return task

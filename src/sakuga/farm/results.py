@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 RESULTS_NAME = "results.jsonl"
 SUMMARY_NAME = "summary.json"
 VIDEO_SUFFIX, THUMBNAIL_SUFFIX, SPRITES_SUFFIX, RECEIPT_SUFFIX = ".mp4", ".webp", ".sprites.webp", ".json"
+PICTURE_SUFFIX = ".png"  # of a render of one frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,4 +130,7 @@ def finished_receipt(out: Path, name: str, key: str) -> Mapping[str, dict[str, f
     files = [out / f"{name}{suffix}" for suffix in (VIDEO_SUFFIX, THUMBNAIL_SUFFIX, SPRITES_SUFFIX)]
     if not isinstance(receipt, dict) or receipt.get("key") != key or "seconds" not in receipt:
         return None
+    listed = receipt.get("files")
+    if isinstance(listed, dict) and "picture" in listed:
+        files.append(out / f"{name}{PICTURE_SUFFIX}")
     return receipt if all(path.is_file() and path.stat().st_size for path in files) else None

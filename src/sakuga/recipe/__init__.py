@@ -10,6 +10,8 @@ from sakuga.recipe.limits import LIMITS, MAX_PROMPT_CHARS, MAX_SEED
 from sakuga.recipe.request import LoraRequest, RecipeRequest, parse_request, seed_from_content
 from sakuga.recipe.values import (
     ATTENTIONS,
+    CAMERA_DIRECTIONS,
+    CAMERA_SPEED,
     EXPERTS,
     IMAGE_ROLES,
     NUMERICS_VERSION,
@@ -25,6 +27,8 @@ from sakuga.recipe.values import (
 
 __all__ = [
     "ATTENTIONS",
+    "CAMERA_DIRECTIONS",
+    "CAMERA_SPEED",
     "EXPERTS",
     "IMAGE_ROLES",
     "LIMITS",

@@ -46,10 +46,12 @@ LIMITS: dict[str, Limit] = {
     "flow_shift": Limit(low=0.01, high=100.0, whole=False),
     "seed": Limit(low=0, high=MAX_SEED, whole=True),
     "denoising_strength": Limit(low=0.01, high=1.0, whole=False),  # at 0 no step would be left
+    "camera_speed": Limit(low=0.0, high=1.0, whole=False),  # DiffSynth's examples take 0.01
+    "motion_bucket_id": Limit(low=0, high=100, whole=True),
     "weight": Limit(low=-4.0, high=4.0, whole=False),  # of a LoRA; beyond it every known one breaks the picture
     "numerics_version": Limit(low=1, high=10_000, whole=True),
 }
-OPTIONAL_NUMBERS = frozenset({"guidance_scale_2", "boundary_ratio"})
+OPTIONAL_NUMBERS = frozenset({"guidance_scale_2", "boundary_ratio", "camera_speed", "motion_bucket_id"})
 
 
 def check_number(field: str, value: object) -> int | float:

@@ -30,12 +30,14 @@ from sakuga.recipe.limits import (
 )
 from sakuga.recipe.values import (
     ATTENTIONS,
+    CAMERA_DIRECTIONS,
     EXPERTS,
     IMAGE_ROLES,
     PRECISIONS,
     VIDEO_ROLES,
     StepCache,
     Tiling,
+    check_camera,
     check_expert,
     check_unique,
 )
@@ -109,6 +111,9 @@ class RecipeRequest(BaseModel):
     flow_shift: float | None = None
     seed: int | None = None
     denoising_strength: float | None = None
+    camera_direction: str | None = None
+    camera_speed: float | None = None
+    motion_bucket_id: int | None = None
     input_image: str | None = None
     end_image: str | None = None
     reference_image: str | None = None
@@ -152,6 +157,11 @@ class RecipeRequest(BaseModel):
     def _model(cls, value: object) -> str:
         return check_slug("model", value)
 
+    @field_validator("camera_direction", mode="before")
+    @classmethod
+    def _camera_direction(cls, value: object) -> str | None:
+        return None if value is None else check_choice("camera_direction", value, CAMERA_DIRECTIONS)
+
     @field_validator("attention", mode="before")
     @classmethod
     def _attention(cls, value: object) -> str:
@@ -181,6 +191,7 @@ class RecipeRequest(BaseModel):
     def _together(self) -> "RecipeRequest":
         if self.width and self.height and self.num_frames:
             check_video_size(self.width, self.height, self.num_frames)
+        check_camera(self.camera_direction, self.camera_speed)
         check_unique("loras", [str(lora.name or lora.path) for lora in self.loras])
         return self
 

@@ -26,12 +26,15 @@ from sakuga.recipe.limits import (
     check_video_size,
 )
 
-NUMERICS_VERSION = 2  # raise it when a change of the code changes pixels of an unchanged recipe
+NUMERICS_VERSION = 3  # raise it when a change of the code changes pixels of an unchanged recipe
 IMAGE_ROLES = ("input_image", "end_image", "reference_image")
 VIDEO_ROLES = ("input_video", "control_video", "vace_video", "vace_mask")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-dynamic", "fp8", "fp8-dynamic")
 """What they mean is said in `sakuga.wan.precision`."""
 EXPERTS = ("high", "low")
+CAMERA_DIRECTIONS = ("Left", "Right", "Up", "Down", "LeftUp", "LeftDown", "RightUp", "RightDown")
+CAMERA_SPEED = 1 / 54
+"""Of a camera_direction without a camera_speed: the pipeline's default."""
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash2", "flash3", "flash4", "xformers", "sage")
 """Whether one runs on a machine is `sakuga.wan.attention`'s to say."""
 
@@ -150,6 +153,12 @@ class RenderRecipe:
     """0 to 2**63 - 1."""
     denoising_strength: float = 1.0
     """Below 1 the render starts from the input video instead of pure noise."""
+    camera_direction: str | None = None
+    """One of `CAMERA_DIRECTIONS`: where the camera goes, away from the input image."""
+    camera_speed: float | None = None
+    """How far from frame to frame; None without a direction, and `CAMERA_SPEED` is filled in with one."""
+    motion_bucket_id: int | None = None
+    """0 (slow) to 100 (fast), for models with speed control; None leaves the speed to the model."""
     images: tuple[ImageRef, ...] = ()
     videos: tuple[VideoRef, ...] = ()
     loras: tuple[LoraRef, ...] = ()
@@ -172,6 +181,7 @@ class RenderRecipe:
             if field.name in LIMITS and not (value is None and field.name in OPTIONAL_NUMBERS):
                 object.__setattr__(self, field.name, check_number(field.name, value))
         check_video_size(self.width, self.height, self.num_frames)
+        object.__setattr__(self, "camera_speed", check_camera(self.camera_direction, self.camera_speed))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("attention", self.attention, ATTENTIONS)
         check_unique("images", [ref.role for ref in self.images if ref.role != "reference_image"])
@@ -209,6 +219,16 @@ class RenderRecipe:
 def check_expert(value: object) -> str | None:
     """None for both experts, or the one of high or low noise."""
     return None if value is None else check_choice("loras.expert", value, EXPERTS)
+
+
+def check_camera(direction: object, speed: float | None) -> float | None:
+    """The speed of a camera that goes in a direction, the default filled in: both spellings are one key."""
+    if direction is None:
+        if speed is not None:
+            raise RecipeError("camera_speed says how fast the camera goes; give a camera_direction too")
+        return None
+    check_choice("camera_direction", direction, CAMERA_DIRECTIONS)
+    return CAMERA_SPEED if speed is None else speed
 
 
 def check_unique(field: str, names: Iterable[str]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from sakuga.errors import GeometryError
 
-TASKS = ("t2v", "i2v", "flf2v", "v2v", "control", "vace")
-"""Text, image, first-and-last-frame, video, control-video and VACE conditioned rendering."""
+TASKS = ("t2v", "i2v", "flf2v", "v2v", "control", "vace", "camera")
+"""Text, image, first-and-last-frame, video, control-video, VACE and camera-path conditioned rendering."""
 
 
 KEPT_LAYERS = (
@@ -24,7 +24,7 @@ class CardFile:
     """One part of a model: where its authors keep it, as DiffSynth's examples name it."""
 
     part: str
-    """dit | dit2 (low-noise expert) | text_encoder | vae | image_encoder | tokenizer."""
+    """dit | dit2 (low-noise expert) | motion_controller | text_encoder | vae | image_encoder | tokenizer."""
     model_id: str
     """Repository on ModelScope or Hugging Face."""
     pattern: str
@@ -43,9 +43,10 @@ class ModelCard:
     files: tuple[CardFile, ...]
     tasks: tuple[str, ...]
     num_params: int
-    """Of one DiT with its VACE branch, without text encoder and VAE."""
+    """Of one DiT with its VACE branch or motion controller, without text encoder and VAE."""
     in_dim: int
-    """Input channels of the DiT: 16 or 48 are latents alone, 36 has mask and image, 48 of Fun Control the video too."""
+    """Input channels of the DiT: 16 or 48 are latents alone, 32 has an image, 36 mask and image, 48 of Fun Control the
+    video too."""
     z_dim: int = 16
     """Latent channels of the VAE."""
     spatial_factor: int = 8
@@ -79,6 +80,11 @@ class ModelCard:
     """LoRAs that come with the package, by name."""
     embedded: bool = False
     """The weights are part of the package."""
+
+    @property
+    def controls_speed(self) -> bool:
+        """A motion_bucket_id sets how fast things move."""
+        return bool(self.parts("motion_controller"))
 
     def check_geometry(self, width: int, height: int, num_frames: int) -> None:
         """Raise GeometryError, with the nearest legal value, unless the model can render this size and length."""

@@ -174,6 +174,36 @@ _FUN11_CONTROL = replace(
     num_params=16_395_457_344,
 )
 
+_CAMERA_SMALL = replace(
+    _FUN_INP_SMALL,
+    name="wan2.1-fun-v1.1-control-camera-1.3b",
+    title="Fun 1.1: image and path of the camera to video, small",
+    files=_files_clip("PAI/Wan2.1-Fun-V1.1-1.3B-Control-Camera"),
+    tasks=("camera",),
+    num_params=1_616_313_152,
+    in_dim=32,
+)
+_CAMERA = replace(
+    _CAMERA_SMALL,
+    name="wan2.1-fun-v1.1-control-camera-14b",
+    title="Fun 1.1: image and path of the camera to video",
+    files=_files_clip("PAI/Wan2.1-Fun-V1.1-14B-Control-Camera"),
+    num_params=16_898_128_704,
+)
+
+_SPEED_ID = "DiffSynth-Studio/Wan2.1-1.3b-speedcontrol-v1"
+_SPEED_SMALL = replace(
+    _T2V_SMALL,
+    name="wan2.1-1.3b-speedcontrol-v1",
+    title="text to video at a chosen speed, small",
+    files=(
+        *_T2V_SMALL.files,
+        CardFile(part="motion_controller", model_id=_SPEED_ID, pattern="model.safetensors"),
+    ),
+    num_params=1_435_917_376,
+    teacache_id=None,
+)
+
 _VACE_SMALL = replace(
     _T2V_SMALL,
     name="wan2.1-vace-1.3b",
@@ -225,6 +255,19 @@ _I2V_A14B = replace(
     guidance_scale_2=3.5,
     flow_shift=5.0,
 )
+_CAMERA_A14B = replace(
+    _I2V_A14B,
+    name="wan2.2-fun-a14b-control-camera",
+    title="Fun: image and path of the camera to video, two experts",
+    files=_files_two_experts("PAI/Wan2.2-Fun-A14B-Control-Camera"),
+    tasks=("camera",),
+    num_params=14_792_233_024,
+    width=832,
+    height=480,
+    num_inference_steps=50,
+    guidance_scale=6.0,
+    guidance_scale_2=None,
+)
 _TI2V_5B = ModelCard(
     name="wan2.2-ti2v-5b",
     family="Wan2.2",
@@ -255,10 +298,14 @@ CATALOGUE: tuple[ModelCard, ...] = (
     _FUN_CONTROL,
     _FUN11_CONTROL_SMALL,
     _FUN11_CONTROL,
+    _CAMERA_SMALL,
+    _CAMERA,
+    _SPEED_SMALL,
     _VACE_SMALL,
     _VACE,
     _T2V_A14B,
     _I2V_A14B,
+    _CAMERA_A14B,
     _TI2V_5B,
 )
 """Names are lower case; `card()` accepts any case."""

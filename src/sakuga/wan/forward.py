@@ -118,10 +118,13 @@ class DitForward:
         bias = None
         if prompt_BLD.device.type == "cpu" and prompt_BLD.shape[0] == 1:
             prompt_BLD, bias = _without_repeats(prompt_BLD)
-        image = None
+        text, image = self.dit.text_embedding(prompt_BLD), None
         if clip_feature_BLD is not None and self.dit.require_clip_embedding:
-            image = self.dit.img_emb(clip_feature_BLD)
-        return Context(text_BLD=self.dit.text_embedding(prompt_BLD), image_BLD=image, text_bias_L=bias)
+            image, rest = self.dit.img_emb(clip_feature_BLD).tensor_split([NUM_CLIP_TOKENS], dim=1)
+            # A last frame's tokens go with the text: so does DiffSynth, where the models' authors take both as images.
+            text = torch.cat([rest, text], dim=1)
+            bias = None if bias is None else functional.pad(bias, (rest.shape[1], 0))
+        return Context(text_BLD=text, image_BLD=image, text_bias_L=bias)
 
     def embed(
         self,
@@ -130,6 +133,8 @@ class DitForward:
         *,
         y_BCTHW: torch.Tensor | None = None,
         reference_latents_BCTHW: torch.Tensor | None = None,
+        control_camera_BCTHW: torch.Tensor | None = None,
+        motion_modulation_B6D: torch.Tensor | None = None,
         clean_first_frame: bool = False,
     ) -> Tokens:
         """Latents and time to tokens; `timestep_B` in 0..1000, in the precision that the model should see."""
@@ -138,7 +143,7 @@ class DitForward:
         dit = self.dit
         if y_BCTHW is not None and dit.require_vae_embedding:
             latents_BCTHW = torch.cat([latents_BCTHW, y_BCTHW], dim=1)
-        x = dit.patchify(latents_BCTHW)
+        x = dit.patchify(latents_BCTHW, control_camera_BCTHW)
         f, h, w = x.shape[2:]
         x = x.flatten(2).transpose(1, 2).contiguous()
         two_rows = dit.seperated_timestep and clean_first_frame
@@ -146,6 +151,8 @@ class DitForward:
             timestep_B = torch.cat([torch.zeros_like(timestep_B), timestep_B])
         time = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep_B))
         modulation = dit.time_projection(time).unflatten(1, (6, dit.dim))
+        if motion_modulation_B6D is not None:
+            modulation = modulation + motion_modulation_B6D
         time, modulation = (time[None], modulation[None]) if two_rows else (time.unsqueeze(1), modulation.unsqueeze(1))
         num_reference = 0
         if reference_latents_BCTHW is not None:
@@ -244,6 +251,8 @@ class DitForward:
         return known
 
 
+NUM_CLIP_TOKENS = 257
+"""Of one picture: 16x16 patches and one for the whole."""
 MAX_ROTATIONS = 8
 """Grids kept; one of 720p and 81 frames is 39 MB."""
 

@@ -216,6 +216,10 @@ def _check_is_card(card: ModelCard, pipe: "WanVideoPipeline") -> None:
         missing.append("image_encoder")
     if "vace" in card.tasks and pipe.vace is None:
         missing.append("vace")
+    if card.controls_speed and pipe.motion_controller is None:
+        missing.append("motion_controller")
+    if "camera" in card.tasks and pipe.dit is not None and pipe.dit.control_adapter is None:
+        missing.append("control_adapter of the camera")
     if missing:
         raise WeightsError(f"the files of {card.name} hold no {', '.join(missing)}; check that they are the right ones")
     if pipe.dit.in_dim != card.in_dim or pipe.vae.z_dim != card.z_dim or (pipe.dit2 is not None) != card.two_experts:

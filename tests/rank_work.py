@@ -169,3 +169,14 @@ def lose_a_rank(plan: ParallelPlan, tokenizer_dir: str, lost: int) -> str:
     except RankLostError as error:
         return f"{error.code}: {error}"
     return "no error"
+
+
+def render_row(row: dict, recipe, inputs, folder: str, tokenizer_dir: str, resume_at):
+    """A row of the matrix of features on these ranks."""
+    from pathlib import Path
+
+    import matrix
+
+    return matrix.render(
+        row, recipe, inputs, Path(folder), tokenizer_dir, resume_at, mesh_of(matrix.PLANS[row["plan"]])
+    )

@@ -130,6 +130,18 @@ def tiny_two_experts(tokenizer_dir, seed: int = 0) -> LoadedModel:
     return tiny_model(card("wan2.2-t2v-a14b"), tokenizer_dir, dit=dit, seed=seed, dit2=dit2)
 
 
+def tiny_plain(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    """Mask and image as channels, no CLIP, as Wan-mini."""
+    torch.manual_seed(seed)
+    return tiny_model(card("wan-mini"), tokenizer_dir, dit=tiny_dit(36, require_clip_embedding=False), seed=seed)
+
+
+def tiny_plain_two_experts(tokenizer_dir, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    dit, dit2 = (tiny_dit(36, require_clip_embedding=False) for _ in range(2))
+    return tiny_model(card("wan2.2-i2v-a14b"), tokenizer_dir, dit=dit, seed=seed, dit2=dit2)
+
+
 def tiny_ti2v(tokenizer_dir, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)
     dit = tiny_dit(
@@ -155,3 +167,5 @@ def tiny_control(tokenizer_dir, seed: int = 0) -> LoadedModel:
 
 
 tiny_t2i = tiny_v2v = tiny_t2v
+tiny_plain_flf2v = tiny_plain_t2v = tiny_plain_v2v = tiny_plain
+tiny_two_experts_v2v, tiny_speed_v2v, tiny_ti2v_t2v = tiny_two_experts, tiny_speed, tiny_ti2v

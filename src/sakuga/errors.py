@@ -140,6 +140,12 @@ class PlanError(InputError):
     code = "E_PLAN"
 
 
+class UnverifiedError(InputError):
+    """A combination of accelerations that was never held to the plain render."""
+
+    code = "E_UNVERIFIED"
+
+
 class OutputError(SakugaError, OSError):
     """The place for results cannot be written."""
 

@@ -24,7 +24,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality"):
+    for name in ("common", "first_light", "mini_quality", "gpu"):
         sys.modules.pop(name, None)
 
 
@@ -68,3 +68,37 @@ def test_mini_quality_scores_every_geometry(benchmark, monkeypatch, capsys):
 
 def test_mini_quality_covers_portrait_landscape_short_and_long(benchmark):
     assert set(benchmark("mini_quality").GEOMETRIES) == {(96, 160, 33), (160, 96, 33), (128, 128, 17), (128, 128, 77)}
+
+
+def test_the_gpu_script_runs_every_part_at_toy_shapes(benchmark, capsys):
+    """What a GPU alone has is refused by name in its row; nothing falls back."""
+    words = ["--tiny", "--device", "cpu", "--repeats", "1", "--json"]
+    words += [word for part in ("attention", "memory", "vae", "lora", "matmul") for word in ("--only", part)]
+    module = benchmark("gpu", *words)
+    module.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["tiny"] is True
+    assert result["attention"]["480p"]["chosen"] == "sdpa"
+    assert {*result["memory"]["480p"]} == {"resident", "layers:8GB", "disk"}
+    assert {*result["vae"]} == {"480p whole", "480p tiled"}
+    assert result["lora"]["layers"] == 24
+
+
+def test_the_gpu_scripts_steps_are_stock_diffsynths(benchmark, monkeypatch):
+    module = benchmark("gpu")
+    monkeypatch.setattr(module, "VARIANTS", {name: module.VARIANTS[name] for name in ("stock", "bf16", "sage", "fp8")})
+    import torch
+
+    bench = module.Bench(device=torch.device("cpu"), repeats=1)
+    with torch.no_grad():
+        found = module.steps_part(bench, module.TINY, {"480p": "sdpa"}, {"480p": 1.0})
+    rows = found["480p"]["variants"]
+    assert rows["stock"]["cosine"] > 0.9999 and rows["bf16"]["cosine"] == 1
+    assert "needs a CUDA device" in rows["sage"]["refused"]
+    assert "multiplies fp8" in rows["fp8"]["refused"]
+    assert (
+        module.evaluation_flops(module.TINY["480p"])
+        == 2 * sum([2 * (12 * 96 * (6 * 96 + 2 * 96) + 769 * 96 * 2 * 96), 4 * 12 * 12 * 96, 4 * 12 * 769 * 96])
+        - 2 * 2 * 769 * 96 * 2 * 96
+        + 2 * 2 * 769 * 96 * 2 * 96
+    )

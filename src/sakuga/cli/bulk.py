@@ -40,11 +40,16 @@ def bulk(
     attention: options.AttentionName = None,
     step_cache: options.StepCacheText = None,
     device: options.WorkerDevice = "cpu",
+    memory: options.Memory = "resident",
+    compile: options.Compile = False,
+    hot_loras: options.HotLoras = False,
+    unverified: options.Unverified = False,
     as_json: AsJson = False,
 ) -> None:
     """Render a manifest. Options fill what a row leaves out; run again, it renders what is missing or failed."""
     from sakuga.cli.bars import bulk_bars
     from sakuga.farm.bulk import run_bulk
+    from sakuga.farm.worker import EngineOptions
 
     defaults = options.given(
         model=model,
@@ -71,6 +76,7 @@ def bulk(
             num_threads=num_threads,
             weights=weights,
             device=device,
+            engine=EngineOptions(memory=memory, compile=compile, hot_loras=hot_loras, allow_unverified=unverified),
             resume=resume,
             address=address,
         )

@@ -48,3 +48,13 @@ WorkerDevice = Annotated[str, typer.Option(help="cpu, or cuda: a GPU for each wo
 def given(**fields: object) -> dict[str, object]:
     """The fields that the user set."""
     return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+Memory = Annotated[
+    str, typer.Option(help="Where weights wait: resident, components, layers:BYTES (as in layers:12GB) or disk.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Blocks of the DiT through torch.compile.")]
+HotLoras = Annotated[bool, typer.Option("--hot-loras", help="LoRAs beside the weights, not fused into them.")]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="Start combinations that were never held to the plain render.")
+]

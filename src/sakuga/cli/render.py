@@ -18,7 +18,7 @@ from sakuga.cli import options
 from sakuga.cli.output import AsJson, finish, stderr_console
 
 if TYPE_CHECKING:
-    from sakuga.farm.worker import OnStep
+    from sakuga.farm.worker import EngineOptions, OnStep
 
 NAME_CHARS = 16
 """Of the render key, for a file name: 64 bits, as good as unique in one folder."""
@@ -55,6 +55,10 @@ def render(
     attention: options.AttentionName = None,
     step_cache: options.StepCacheText = None,
     device: options.Device = "cpu",
+    memory: options.Memory = "resident",
+    compile: options.Compile = False,
+    hot_loras: options.HotLoras = False,
+    unverified: options.Unverified = False,
     as_json: AsJson = False,
 ) -> None:
     """Render one video in this process."""
@@ -87,7 +91,10 @@ def render(
         attention=attention,
         step_cache=step_cache,
     )
-    name, receipt = _render(fields, out, name, weights, device)
+    from sakuga.farm.worker import EngineOptions
+
+    engine = EngineOptions(memory=memory, compile=compile, hot_loras=hot_loras, allow_unverified=unverified)
+    name, receipt = _render(fields, out, name, weights, device, engine)
     picture = [".png"] if (out / f"{name}.png").is_file() else []  # of a render of one frame
     files = [f"{out / name}{suffix}" for suffix in (*picture, ".mp4", ".webp", ".sprites.webp", ".json")]
     payload = {"key": receipt["key"], "name": name, "files": files, "receipt": receipt}
@@ -97,7 +104,12 @@ def render(
 
 
 def _render(
-    fields: dict[str, object], out: Path, name: str | None, weights: str | None, device: str
+    fields: dict[str, object],
+    out: Path,
+    name: str | None,
+    weights: str | None,
+    device: str,
+    engine: "EngineOptions",
 ) -> tuple[str, Mapping[str, object]]:
     """Check, load, render and write one request, with the renderer of bulk runs; its name and receipt."""
     from sakuga.farm.worker import RenderPlan
@@ -111,6 +123,7 @@ def _render(
         base_dir=str(Path.cwd()),
         weights=weights,
         device=device,
+        engine=engine,
         num_threads=settings.from_environment().num_threads,
     )
     renderer = plan.make_renderer()

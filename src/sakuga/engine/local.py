@@ -26,6 +26,7 @@ from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
 from sakuga.engine.snapshot import load_state, save_state
 from sakuga.engine.state import OnEvent, RenderInputs, RenderState, StepEvent, Video
 from sakuga.engine.task import check_task
+from sakuga.engine.verified import check_verified, features
 from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
@@ -120,7 +121,7 @@ class LocalEngine:
         check_task(recipe, self.card)
         self._check_is_for_me(recipe)
         self.add_loras(inputs.lora_paths)
-        notes = (*input_notes(recipe, inputs), *self._prompt_notes(recipe))
+        notes = (*self._check_verified(recipe), *input_notes(recipe, inputs), *self._prompt_notes(recipe))
         kernel_name = self._choose_attention(recipe)
         with self._ready(recipe, kernel_name, *ENCODERS), stdout_to_log():
             encoded = encode(self._pipe, recipe, inputs)
@@ -225,7 +226,8 @@ class LocalEngine:
 
     def _as_here(self, state: RenderState) -> RenderState:
         """A state that another plan or another machine began, with a note where the rounding changes."""
-        plan, kernel_name, notes = str(self.execution), self._choose_attention(state.recipe), state.notes
+        plan, kernel_name = str(self.execution), self._choose_attention(state.recipe)
+        notes = tuple(dict.fromkeys((*state.notes, *self._check_verified(state.recipe))))
         if state.attention in usable_kernels(
             device=self.device, head_dim=self.model.head_dim, dtype=self._pipe.torch_dtype
         ):
@@ -363,6 +365,10 @@ class LocalEngine:
                 dtype=dtype,
             )
         return self._choices[num_tokens].name
+
+    def _check_verified(self, recipe: RenderRecipe) -> tuple[str, ...]:
+        found = features(recipe, self.card, self.execution)
+        return check_verified(found, self.device.type, allow=self.execution.allow_unverified)
 
     def _check_is_for_me(self, recipe: RenderRecipe) -> None:
         if recipe.model != self.card.name:

@@ -23,6 +23,8 @@ class ExecutionPlan:
     """Each block of the DiT through `torch.compile`."""
     hot_loras: bool = False
     """LoRAs beside the weights instead of fused into them: slower steps, swapped in no time."""
+    allow_unverified: bool = False
+    """Start combinations too that `verified.json` does not have."""
 
     def __str__(self) -> str:
         """Short, for receipts and notes.

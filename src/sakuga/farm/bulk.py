@@ -35,7 +35,7 @@ from sakuga.farm.results import (
     summarise,
     write_results,
 )
-from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, RenderPlan, RenderWorker, result_of
+from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, EngineOptions, RenderPlan, RenderWorker, result_of
 from sakuga.media import check_output_dir, write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def run_bulk(
     num_threads: int | None = None,
     weights: str | None = None,
     device: str = "cpu",
+    engine: EngineOptions | None = None,
     resume: bool = True,
     address: str | None = LOCAL,
     renderer: str = ENGINE_RENDERER,
@@ -85,6 +86,7 @@ def run_bulk(
             base_dir=str(rows.base_dir.resolve()),
             weights=weights,
             device=device,
+            engine=engine or EngineOptions(),
             num_threads=num_threads or settings.from_environment().num_threads,
             renderer=renderer,
         )

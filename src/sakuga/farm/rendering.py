@@ -10,11 +10,13 @@ from pathlib import Path
 
 from sakuga.engine.artifacts import write_render
 from sakuga.engine.local import LocalEngine
+from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.resolve import resolve
 from sakuga.engine.state import RenderInputs, StepEvent
 from sakuga.farm.worker import OnStep, RenderPlan
 from sakuga.recipe import RecipeRequest, RenderRecipe
 from sakuga.wan.catalogue import card
+from sakuga.wan.memory import MemoryPlan
 
 
 class EngineRenderer:
@@ -51,8 +53,18 @@ class EngineRenderer:
                 import torch
 
                 torch.set_num_threads(self._plan.num_threads)
+            options = self._plan.engine
             self._engine = LocalEngine.load(
-                recipe.model, self._plan.weights, device=self._plan.device, precision=recipe.precision
+                recipe.model,
+                self._plan.weights,
+                device=self._plan.device,
+                precision=recipe.precision,
+                execution=ExecutionPlan(
+                    memory=MemoryPlan.parse(options.memory),
+                    compile=options.compile,
+                    hot_loras=options.hot_loras,
+                    allow_unverified=options.allow_unverified,
+                ),
             )
             self._loaded = wanted
         return self._engine

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,16 @@ class Renderer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """`sakuga.engine.plan.ExecutionPlan` for one rank, in plain values."""
+
+    memory: str = "resident"
+    compile: bool = False
+    hot_loras: bool = False
+    allow_unverified: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderPlan:
     """What all workers of a run share."""
 
@@ -63,6 +73,7 @@ class RenderPlan:
     weights: str | None = None
     """Folder or s3:// prefix; None takes the embedded weights."""
     device: str = "cpu"
+    engine: EngineOptions = field(default_factory=EngineOptions)
     num_threads: int | None = None
     """PyTorch threads of one worker; None: a `RenderWorker` takes its share of the cores, others PyTorch's choice."""
     num_workers: int = 1

@@ -37,6 +37,61 @@ def test_dit_of_every_card_is_known_to_the_installed_diffsynth(entry):
     assert (entry.in_dim, entry.needs_clip, "camera" in entry.tasks) in shapes
 
 
+@pytest.mark.parametrize("entry", cards(), ids=lambda entry: entry.name)
+def test_shape_of_every_card_has_its_parameters(entry):
+    motion = entry.dit.motion_params if entry.controls_speed else 0
+    assert entry.dit.num_params(entry.in_dim) + motion == entry.num_params
+    assert entry.dit.out_dim == entry.z_dim
+    assert bool(entry.dit.num_image_tokens) == entry.needs_clip
+    assert bool(entry.dit.num_vace_layers) == ("vace" in entry.tasks)
+
+
+def _registered() -> list[tuple[str, dict]]:
+    from diffsynth.configs import MODEL_CONFIGS
+
+    return [(config["model_class"].rsplit(".", 1)[-1], config.get("extra_kwargs", {})) for config in MODEL_CONFIGS]
+
+
+@pytest.mark.parametrize("entry", [e for e in cards() if not e.embedded], ids=lambda entry: entry.name)
+def test_shape_of_every_card_is_registered_in_diffsynth(entry):
+    names = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "freq_dim", "out_dim")
+    wanted = {name: getattr(entry.dit, name) for name in names} | {"in_dim": entry.in_dim}
+    found = [kwargs for name, kwargs in _registered() if name == "WanModel" and wanted.items() <= kwargs.items()]
+    assert any(
+        kwargs.get("has_ref_conv", False) == entry.dit.has_reference
+        and kwargs.get("add_control_adapter", False) == entry.dit.has_camera
+        and kwargs.get("seperated_timestep", False) == entry.dit.has_clean_frame
+        and kwargs.get("has_image_pos_emb", False) == (entry.dit.num_image_tokens > 257)
+        and list(kwargs["patch_size"]) == [1, 2, 2]
+        for kwargs in found
+    )
+
+
+def test_other_networks_have_their_parameters():
+    """Built on the meta device, so that 5.7 billion parameters take no memory."""
+    import torch
+    from diffsynth.models.wan_video_image_encoder import WanImageEncoder
+    from diffsynth.models.wan_video_text_encoder import WanTextEncoder
+    from diffsynth.models.wan_video_vae import WanVideoVAE, WanVideoVAE38
+
+    from sakuga.wan import shapes
+    from sakuga.wan.mini.models import MiniConfig
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        text = WanTextEncoder()
+        assert count(text) == shapes.UMT5_XXL.num_params
+        linears = [module for module in text.blocks[0].modules() if isinstance(module, torch.nn.Linear)]
+        assert sum(linear.weight.numel() for linear in linears) == shapes.UMT5_XXL.block_linear_params
+        assert count(WanVideoVAE()) == shapes.VAE_WAN.num_params
+        assert count(WanVideoVAE38()) == shapes.VAE_WAN_22.num_params
+        assert count(WanImageEncoder()) == shapes.CLIP_PARAMS
+        assert count(MiniConfig().build_text_encoder()) == shapes.T5_MINI.num_params
+        assert count(MiniConfig().build_vae()) == shapes.VAE_MINI.num_params
+
+
 def test_teacache_coefficients_come_from_diffsynth_and_only_where_it_has_them():
     known = {entry.name for entry in cards() if entry.teacache_coefficients() is not None}
     assert known == {"wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"}

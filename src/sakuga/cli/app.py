@@ -12,6 +12,7 @@ from sakuga import __version__
 from sakuga.cli.bulk import bulk
 from sakuga.cli.demo import demo
 from sakuga.cli.doctor import doctor
+from sakuga.cli.estimate import estimate
 from sakuga.cli.evaluate import evaluate
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
@@ -55,5 +56,6 @@ app.command()(render)
 app.command()(bulk)
 app.command()(synth)
 app.command()(evaluate)
+app.command()(estimate)
 app.add_typer(models_app, name="models")
 app.command()(doctor)

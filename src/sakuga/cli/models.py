@@ -52,7 +52,7 @@ def show_model(
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in _as_dict(found).items():
         if key != "files":
-            table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+            table.add_row(key, _plain(value))
     for file in found.files:
         table.add_row(f"file ({file.part})", f"{file.model_id}: {file.pattern}")
     finish({"model": _as_dict(found)}, table, as_json)
@@ -82,6 +82,12 @@ def fetch_model(
 
 def _as_dict(card: "ModelCard") -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(card).items()}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _count(number: int) -> str:

@@ -1,7 +1,23 @@
-"""One render on several ranks: plans, meshes of process groups, tokens and attention split over ranks. No Ray."""
+"""One render on several ranks: plans, meshes of process groups, tokens and attention split over ranks. No Ray.
 
-from sakuga.parallel.mesh import Mesh
+Plans are plain values; what needs torch is imported when it is asked for, so that a scheduler can reckon with plans.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from sakuga.parallel.plan import ParallelPlan, legal_plans
-from sakuga.parallel.sequence import SequenceAttention, SequenceShard
+
+if TYPE_CHECKING:
+    from sakuga.parallel.mesh import Mesh
+    from sakuga.parallel.sequence import SequenceAttention, SequenceShard
 
 __all__ = ["Mesh", "ParallelPlan", "SequenceAttention", "SequenceShard", "legal_plans"]
+
+_WITH_TORCH = {"Mesh": "mesh", "SequenceAttention": "sequence", "SequenceShard": "sequence"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

@@ -7,6 +7,7 @@ The cards themselves stand in `wan/catalogue.py`.     Run: pytest tests/unit/tes
 from dataclasses import dataclass
 
 from sakuga.errors import GeometryError
+from sakuga.wan.shapes import UMT5_XXL, VAE_WAN, DitShape, TextEncoderShape, VaeShape
 
 TASKS = ("t2v", "i2v", "flf2v", "v2v", "control", "vace", "camera")
 """Text, image, first-and-last-frame, video, control-video, VACE and camera-path conditioned rendering."""
@@ -47,6 +48,10 @@ class ModelCard:
     in_dim: int
     """Input channels of the DiT: 16 or 48 are latents alone, 32 has an image, 36 mask and image, 48 of Fun Control the
     video too."""
+    dit: DitShape
+    """Of each expert."""
+    vae: VaeShape = VAE_WAN
+    text_encoder: TextEncoderShape = UMT5_XXL
     z_dim: int = 16
     """Latent channels of the VAE."""
     spatial_factor: int = 8

@@ -9,6 +9,16 @@ from dataclasses import replace
 
 from sakuga.errors import ModelError, did_you_mean, shown
 from sakuga.wan.cards import CardFile, ModelCard
+from sakuga.wan.shapes import (
+    CLIP_TOKENS,
+    DIT_1_3B,
+    DIT_5B,
+    DIT_14B,
+    DIT_MINI,
+    T5_MINI,
+    VAE_MINI,
+    VAE_WAN_22,
+)
 
 _DIT = "diffusion_pytorch_model*.safetensors"
 _TOKENIZER = CardFile(part="tokenizer", model_id="Wan-AI/Wan2.1-T2V-1.3B", pattern="google/umt5-xxl/")
@@ -52,6 +62,9 @@ _MINI = ModelCard(
     tasks=("t2v", "i2v", "flf2v", "v2v"),
     num_params=5_180_416,
     in_dim=36,
+    dit=DIT_MINI,
+    vae=VAE_MINI,
+    text_encoder=T5_MINI,
     width=128,
     height=128,
     num_frames=33,
@@ -73,6 +86,7 @@ _T2V_SMALL = ModelCard(
     tasks=("t2v", "v2v"),
     num_params=1_418_996_800,
     in_dim=16,
+    dit=DIT_1_3B,
     teacache_id="Wan2.1-T2V-1.3B",
 )
 _T2V = replace(
@@ -81,6 +95,7 @@ _T2V = replace(
     title="text to video",
     files=_files("Wan-AI/Wan2.1-T2V-14B"),
     num_params=14_288_491_584,
+    dit=DIT_14B,
     width=1280,
     height=720,
     teacache_id="Wan2.1-T2V-14B",
@@ -94,6 +109,7 @@ _I2V_480P = ModelCard(
     tasks=("i2v",),
     num_params=16_394_878_784,
     in_dim=36,
+    dit=replace(DIT_14B, num_image_tokens=CLIP_TOKENS),
     needs_clip=True,
     num_inference_steps=40,
     flow_shift=3.0,
@@ -116,6 +132,7 @@ _FLF2V = replace(
     files=_files_clip("Wan-AI/Wan2.1-FLF2V-14B-720P"),
     tasks=("flf2v",),
     num_params=16_395_536_704,
+    dit=replace(DIT_14B, num_image_tokens=2 * CLIP_TOKENS),
     num_inference_steps=50,
     flow_shift=16.0,
     teacache_id=None,
@@ -128,6 +145,7 @@ _FUN_INP_SMALL = replace(
     files=_files_clip("PAI/Wan2.1-Fun-1.3B-InP"),
     tasks=("i2v", "flf2v"),
     num_params=1_564_428_608,
+    dit=replace(DIT_1_3B, num_image_tokens=CLIP_TOKENS),
     num_inference_steps=50,
     flow_shift=5.0,
     teacache_id=None,
@@ -138,6 +156,7 @@ _FUN_INP = replace(
     title="Fun: image, or first and last frame, to video",
     files=_files_clip("PAI/Wan2.1-Fun-14B-InP"),
     num_params=16_394_878_784,
+    dit=replace(DIT_14B, num_image_tokens=CLIP_TOKENS),
 )
 _FUN_CONTROL_SMALL = replace(
     _FUN_INP_SMALL,
@@ -147,6 +166,7 @@ _FUN_CONTROL_SMALL = replace(
     tasks=("control",),
     num_params=1_564_502_336,
     in_dim=48,
+    dit=replace(DIT_1_3B, num_image_tokens=CLIP_TOKENS),
     width=576,
     height=832,
     num_frames=49,
@@ -157,6 +177,7 @@ _FUN_CONTROL = replace(
     title="Fun: control video to video",
     files=_files_clip("PAI/Wan2.1-Fun-14B-Control"),
     num_params=16_395_124_544,
+    dit=replace(DIT_14B, num_image_tokens=CLIP_TOKENS),
 )
 _FUN11_CONTROL_SMALL = replace(
     _FUN_CONTROL_SMALL,
@@ -164,6 +185,7 @@ _FUN11_CONTROL_SMALL = replace(
     title="Fun 1.1: control video and reference image to video, small",
     files=_files_clip("PAI/Wan2.1-Fun-V1.1-1.3B-Control"),
     num_params=1_564_602_176,
+    dit=replace(DIT_1_3B, num_image_tokens=CLIP_TOKENS, has_reference=True),
     takes_reference=True,
 )
 _FUN11_CONTROL = replace(
@@ -172,6 +194,7 @@ _FUN11_CONTROL = replace(
     title="Fun 1.1: control video and reference image to video",
     files=_files_clip("PAI/Wan2.1-Fun-V1.1-14B-Control"),
     num_params=16_395_457_344,
+    dit=replace(DIT_14B, num_image_tokens=CLIP_TOKENS, has_reference=True),
 )
 
 _CAMERA_SMALL = replace(
@@ -182,6 +205,7 @@ _CAMERA_SMALL = replace(
     tasks=("camera",),
     num_params=1_616_313_152,
     in_dim=32,
+    dit=replace(DIT_1_3B, num_image_tokens=CLIP_TOKENS, has_camera=True),
 )
 _CAMERA = replace(
     _CAMERA_SMALL,
@@ -189,6 +213,7 @@ _CAMERA = replace(
     title="Fun 1.1: image and path of the camera to video",
     files=_files_clip("PAI/Wan2.1-Fun-V1.1-14B-Control-Camera"),
     num_params=16_898_128_704,
+    dit=replace(DIT_14B, num_image_tokens=CLIP_TOKENS, has_camera=True),
 )
 
 _SPEED_ID = "DiffSynth-Studio/Wan2.1-1.3b-speedcontrol-v1"
@@ -211,6 +236,7 @@ _VACE_SMALL = replace(
     files=_files("Wan-AI/Wan2.1-VACE-1.3B"),
     tasks=("t2v", "v2v", "vace"),
     num_params=2_153_972_032,
+    dit=replace(DIT_1_3B, num_vace_layers=15),
     flow_shift=16.0,
     teacache_id=None,
     takes_reference=True,
@@ -221,6 +247,7 @@ _VACE = replace(
     title="VACE: edit, control and reference image",
     files=_files("Wan-AI/Wan2.1-VACE-14B"),
     num_params=17_337_592_896,
+    dit=replace(DIT_14B, num_vace_layers=8),
     width=1280,
     height=720,
 )
@@ -233,6 +260,7 @@ _T2V_A14B = ModelCard(
     tasks=("t2v", "v2v"),
     num_params=14_288_491_584,
     in_dim=16,
+    dit=DIT_14B,
     two_experts=True,
     boundary_ratio=0.875,
     width=1280,
@@ -250,6 +278,7 @@ _I2V_A14B = replace(
     tasks=("i2v",),
     num_params=14_288_901_184,
     in_dim=36,
+    dit=DIT_14B,
     boundary_ratio=0.9,
     guidance_scale=3.5,
     guidance_scale_2=3.5,
@@ -262,6 +291,7 @@ _CAMERA_A14B = replace(
     files=_files_two_experts("PAI/Wan2.2-Fun-A14B-Control-Camera"),
     tasks=("camera",),
     num_params=14_792_233_024,
+    dit=replace(DIT_14B, has_camera=True),
     width=832,
     height=480,
     num_inference_steps=50,
@@ -276,6 +306,8 @@ _TI2V_5B = ModelCard(
     tasks=("t2v", "i2v"),
     num_params=4_999_787_712,
     in_dim=48,
+    dit=DIT_5B,
+    vae=VAE_WAN_22,
     z_dim=48,
     spatial_factor=16,
     size_multiple=32,

@@ -106,7 +106,7 @@ def test_refusal_says_what_is_needed_what_is_there_and_what_would_do():
     large = replace(recipe, num_frames=1001)
     with pytest.raises(MemoryLimitError, match="no plan fits; take a smaller size"):
         check_fits(large, card(recipe.model), plan_of(), 24 * GB, "rtx4090")
-    with pytest.raises(MemoryLimitError, match="or, faster, with precision int8"):
+    with pytest.raises(MemoryLimitError, match="or with precision int8"):
         check_fits(recipe, card(recipe.model), plan_of(), 32 * GB, "rtx5090")
 
 

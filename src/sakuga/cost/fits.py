@@ -72,10 +72,10 @@ def advise(
         if weight_bytes > usable_bytes(memory_bytes):
             return f"no plan fits: {gigabytes(weight_bytes)} of weights are needed at once; take a smaller model"
         return "no plan fits; take a smaller size, fewer frames or a smaller model"
-    faster = _quantized(recipe, card, Planned.of(execution), precision)
+    smaller = _quantized(recipe, card, Planned.of(execution), precision)
     streams = near.execution.memory.kind in ("layers", "disk")
-    if streams and faster is not None and faster.peak_bytes <= usable_bytes(memory_bytes):
-        return f"it fits with {near.change}, or, faster, with {faster.change}"
+    if streams and smaller is not None and smaller.peak_bytes <= usable_bytes(memory_bytes):
+        return f"it fits with {near.change}, or with {smaller.change}"
     return f"it fits with {near.change}"
 
 

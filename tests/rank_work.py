@@ -180,3 +180,72 @@ def render_row(row: dict, recipe, inputs, folder: str, tokenizer_dir: str, resum
     return matrix.render(
         row, recipe, inputs, Path(folder), tokenizer_dir, resume_at, mesh_of(matrix.PLANS[row["plan"]])
     )
+
+
+def vae_of(kind: str):
+    """Small and random, the same on every rank."""
+    import tiny_wan
+    from sakuga.wan.mini import MiniConfig
+
+    makers = {"wan2.1": tiny_wan.TinyVae, "wan2.2": tiny_wan.TinyVae38, "mini": MiniConfig().build_vae}
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return makers[kind]().eval().requires_grad_(False)
+
+
+def through_vae(vae, direction: str, x: torch.Tensor, tiling: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return getattr(vae, direction)(x, device="cpu", tiled=True, **tiling)
+
+
+def shared_vae(plan: ParallelPlan, kind: str, direction: str, x: torch.Tensor, tiling: dict) -> tuple:
+    """The result, the number of tiles that this rank computed, and whether a stand-in was left behind."""
+    from sakuga.parallel import SharedVae
+
+    vae, num_tiles = vae_of(kind), 0
+
+    def count() -> None:
+        nonlocal num_tiles
+        num_tiles += 1
+
+    shared = SharedVae(vae, mesh_of(plan), torch.device("cpu"), count)
+    result = shared.from_rank_0(lambda: through_vae(vae, direction, x, tiling))
+    return result, num_tiles, "tiled_decode" in vars(vae) or direction in vars(vae.model)
+
+
+class Unpicklable(Exception):
+    """Its pickle cannot be read back: the constructor wants two arguments."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def vae_fails(plan: ParallelPlan, tokenizer_dir: str, recipe, inputs, stage: str, failing: int) -> str:
+    """The error that every rank gets when the VAE of one breaks, after which the next render must work."""
+    engine = rank_engine(plan, "control", tokenizer_dir)
+    network = engine.model.pipe.vae.model
+    broken = "encoder" if stage == "start" else "decoder"
+    hook = None
+
+    def breaks(*_: object) -> None:
+        raise Unpicklable("no room on rank", str(engine.mesh.rank))
+
+    def hook_up() -> None:
+        nonlocal hook
+        if engine.mesh.rank == failing:
+            hook = getattr(network, broken).register_forward_pre_hook(breaks)
+
+    text = "no error"
+    try:
+        if stage == "start":
+            hook_up()
+        state = engine.start(recipe, inputs)
+        while not state.is_done:
+            state = engine.step(state)
+        hook_up()
+        engine.finish(state)
+    except RuntimeError as error:
+        text = str(error)
+    if hook is not None:
+        hook.remove()
+    return text

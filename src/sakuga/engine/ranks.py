@@ -23,7 +23,7 @@ from sakuga.engine.loop import Decision, strongest
 from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.state import RenderInputs, RenderState, Video
 from sakuga.errors import RankLostError, SakugaError
-from sakuga.parallel import Mesh, SequenceAttention, SequenceShard
+from sakuga.parallel import Mesh, SequenceAttention, SequenceShard, SharedVae
 from sakuga.recipe import RenderRecipe
 from sakuga.wan.attention import Attention
 from sakuga.wan.caching import PER_TOKEN, BranchCache
@@ -79,9 +79,13 @@ class RankEngine(LocalEngine):
         execution = execution or ExecutionPlan(memory=model.memory)
         super().__init__(model, replace(execution, parallel=mesh.plan))
         self.mesh = mesh
+        pipe = model.pipe
+        self._vae = SharedVae(pipe.vae, mesh, self.device, lambda: pipe.load_models_to_device(["vae"]))
 
     def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:
-        """As `LocalEngine.start`; rank 0 encodes for all, so only it needs text encoder and VAE in memory.
+        """As `LocalEngine.start`; rank 0 encodes for all, so only it needs the text encoder in memory.
+
+        With `recipe.tiling` the ranks share the VAE's tiles.
 
         Raises PlanError when the plan does not fit the model or the recipe.
         """
@@ -117,7 +121,7 @@ class RankEngine(LocalEngine):
         return f"rank {', '.join(map(str, missing))} {'was' if len(missing) == 1 else 'were'} lost"
 
     def finish(self, state: RenderState) -> Video:
-        """As `LocalEngine.finish`; rank 0 decodes for all."""
+        """As `LocalEngine.finish`; with `recipe.tiling` the ranks share the tiles, without it rank 0 decodes alone."""
         return self._from_rank_0(lambda: super(RankEngine, self).finish(state))
 
     def snapshot(self, state: RenderState, path: Path) -> None:
@@ -196,18 +200,7 @@ class RankEngine(LocalEngine):
 
     def _from_rank_0(self, work: Callable[[], Value]) -> Value:
         """Its result, or its error, on every rank: else the others would wait for it in a collective."""
-        if self.mesh.plan.world_size == 1:
-            return work()
-        answer: list = [None, None]
-        if self.mesh.rank == 0:
-            try:
-                answer[0] = work()
-            except Exception as error:  # noqa: BLE001  # raised again below, on all ranks
-                answer[1] = error
-        dist.broadcast_object_list(answer, src=0)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+        return work() if self.mesh.plan.world_size == 1 else self._vae.from_rank_0(work)
 
     def _gather_objects(self, value: Value) -> list[Value]:
         if self.mesh.plan.world_size == 1:

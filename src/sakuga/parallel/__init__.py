@@ -11,10 +11,11 @@ from sakuga.parallel.plan import ParallelPlan, legal_plans
 if TYPE_CHECKING:
     from sakuga.parallel.mesh import Mesh
     from sakuga.parallel.sequence import SequenceAttention, SequenceShard
+    from sakuga.parallel.vae import SharedVae
 
-__all__ = ["Mesh", "ParallelPlan", "SequenceAttention", "SequenceShard", "legal_plans"]
+__all__ = ["Mesh", "ParallelPlan", "SequenceAttention", "SequenceShard", "SharedVae", "legal_plans"]
 
-_WITH_TORCH = {"Mesh": "mesh", "SequenceAttention": "sequence", "SequenceShard": "sequence"}
+_WITH_TORCH = {"Mesh": "mesh", "SequenceAttention": "sequence", "SequenceShard": "sequence", "SharedVae": "vae"}
 
 
 def __getattr__(name: str) -> object:

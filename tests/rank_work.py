@@ -249,3 +249,34 @@ def vae_fails(plan: ParallelPlan, tokenizer_dir: str, recipe, inputs, stage: str
     if hook is not None:
         hook.remove()
     return text
+
+
+def load_mapped(folder: str, suffix: str) -> dict[str, int]:
+    """Load a model on this rank while the others do; how much memory that took here, in bytes, and of whom."""
+    import gc
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from mapped_model import load_large
+
+    load_large(Path(folder), suffix)  # and dropped: all that is imported on the way takes 110 MB itself
+    gc.collect()
+    before = memory_bytes()
+    dist.barrier()  # nobody loads before all have measured
+    model = load_large(Path(folder), suffix)
+    total = sum(float(tensor.sum()) for tensor in model.pipe.dit.state_dict().values())
+    assert total != 0, "every page was read"
+    gc.collect()
+    dist.barrier()  # all hold it
+    after = memory_bytes()
+    dist.barrier()
+    return {name: after[name] - before[name] for name in before}
+
+
+def memory_bytes() -> dict[str, int]:
+    """Of this process: `Anonymous`, which nobody else has, and `Pss`, in which shared pages are divided by sharers."""
+    from pathlib import Path
+
+    lines = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]]
+    return {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0] in ("Anonymous:", "Pss:")}

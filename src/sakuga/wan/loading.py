@@ -20,6 +20,7 @@ from sakuga.errors import WeightsError
 from sakuga.storage import open_storage
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.device import check_device, memory_of
+from sakuga.wan.mapped import mapped_loads, mapped_tensors
 from sakuga.wan.memory import MemoryPlan
 from sakuga.wan.precision import Precision, check_precision, quantization
 from sakuga.wan.weights import WeightPart, check_file, find_parts, weights_identity
@@ -160,7 +161,7 @@ def _load_pipeline(
     tokenizer = next(part for part in parts if part.file.part == "tokenizer")
     room = memory_of(device, card.name, "end what else uses it, load in bf16 or take a smaller model")
     try:
-        with room, stdout_to_log():
+        with room, stdout_to_log(), mapped_loads([path for part in models for path in part.paths]):
             pipe = WanVideoPipeline.from_pretrained(
                 torch_dtype=precision.dtype,
                 device=device,
@@ -185,13 +186,17 @@ def _config(
     from diffsynth.core import ModelConfig
 
     of_blocks = part.file.part in ("dit", "dit2")
-    return ModelConfig(
+    config = ModelConfig(
         path=_paths(part),
         skip_download=True,
         computation_device=device if memory.kind == "resident" else torch.device("cpu"),
         computation_dtype=precision.dtype,
         quantize=quantization(precision, card.kept_layers) if of_blocks else None,
     )
+    # Weights that go to a GPU or are quantized are read tensor by tensor, and none of the file's is kept.
+    if config.quantize is None and torch.device(config.computation_device).type == "cpu":
+        config.state_dict = mapped_tensors(part.paths)
+    return config
 
 
 def _check_recognised(card: ModelCard, models: Sequence[WeightPart]) -> None:

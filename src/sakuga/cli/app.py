@@ -10,6 +10,7 @@ import typer
 
 from sakuga import __version__
 from sakuga.cli.bulk import bulk
+from sakuga.cli.calibrate import calibrate_app
 from sakuga.cli.demo import demo
 from sakuga.cli.doctor import doctor
 from sakuga.cli.estimate import estimate
@@ -58,4 +59,5 @@ app.command()(synth)
 app.command()(evaluate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")
+app.add_typer(calibrate_app, name="calibrate")
 app.command()(doctor)

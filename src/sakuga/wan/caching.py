@@ -120,8 +120,7 @@ def teacache(threshold: float, coefficients: tuple[float, ...]) -> Rule:
         modulation = e.modulation()
         change = 0.0
         if not _is_edge(e) and "residual" in cache.tensors:
-            before = cache.tensors["modulation"]
-            step_change = e.mean_abs(modulation - before) / e.mean_abs(before)
+            step_change = relative_change(e, modulation, cache.tensors["modulation"])
             change = cache.numbers["change"] + polynomial(coefficients, step_change)
             if change < threshold:
                 residual = cache.tensors["residual"]
@@ -135,16 +134,33 @@ def teacache(threshold: float, coefficients: tuple[float, ...]) -> Rule:
     return rule
 
 
+def observer(tell: Callable[[float, float], None]) -> Rule:
+    """Every step is computed, and `tell` gets what TeaCache's polynomial shall map to what.
+
+    That is the relative change of the modulation since the last step, as `teacache` sees it, and that of the residual
+    of all blocks. Steps that TeaCache always computes say nothing.
+    """
+
+    def rule(e: Evaluation, cache: BranchCache) -> tuple[torch.Tensor, BranchCache]:
+        hidden = e.after_all_blocks()
+        kept = {"modulation": e.modulation(), "residual": hidden - e.embedded()}
+        if not _is_edge(e) and cache.tensors:
+            changes = {name: relative_change(e, x, cache.tensors[name]) for name, x in kept.items()}
+            tell(changes["modulation"], changes["residual"])
+        return e.head(hidden), BranchCache(tensors=kept)
+
+    return rule
+
+
 def first_block(threshold: float) -> Rule:
     """The first block is always run; if it changes its input as it did before, so will the others."""
 
     def rule(e: Evaluation, cache: BranchCache) -> tuple[torch.Tensor, BranchCache]:
         first = e.after_first_block()
         change = first - e.embedded()
-        if not _is_edge(e) and "residual" in cache.tensors:
-            before = cache.tensors["first"]
-            if e.mean_abs(change - before) / e.mean_abs(before) < threshold:
-                return e.head(first + cache.tensors["residual"]), cache
+        known = cache.tensors
+        if not _is_edge(e) and "residual" in known and relative_change(e, change, known["first"]) < threshold:
+            return e.head(first + known["residual"]), cache
         hidden = e.after_all_blocks()
         return e.head(hidden), BranchCache(tensors={"first": change, "residual": hidden - first})
 
@@ -199,6 +215,10 @@ def forecast(threshold: float) -> Rule:
         return velocity, BranchCache(tensors=tensors, numbers=told)
 
     return rule
+
+
+def relative_change(e: Evaluation, x: torch.Tensor, before: torch.Tensor) -> float:
+    return e.mean_abs(x - before) / e.mean_abs(before)
 
 
 def polynomial(coefficients: tuple[float, ...], x: float) -> float:

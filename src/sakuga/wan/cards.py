@@ -81,6 +81,11 @@ class ModelCard:
 
     teacache_id: str | None = None
     """Name of the model in DiffSynth's table of TeaCache coefficients; None where it has none."""
+    teacache_fitted: tuple[float, ...] = ()
+    """Our own coefficients where DiffSynth has none, by `sakuga calibrate cache`.
+
+    They decide pictures and stand in no recipe: whoever changes them raises `NUMERICS_VERSION`.
+    """
     loras: tuple[str, ...] = ()
     """LoRAs that come with the package, by name."""
     embedded: bool = False
@@ -110,9 +115,9 @@ class ModelCard:
         return (1, self.z_dim, (num_frames - 1) // 4 + 1, height // self.spatial_factor, width // self.spatial_factor)
 
     def teacache_coefficients(self) -> tuple[float, ...] | None:
-        """Of the installed DiffSynth's polynomial, highest power first; None where it has none for this model."""
+        """Of the installed DiffSynth's polynomial or of our own, highest power first; None where there is neither."""
         if self.teacache_id is None:
-            return None
+            return self.teacache_fitted or None
         from diffsynth.pipelines.wan_video import TeaCache
 
         return tuple(TeaCache(1, 0.1, self.teacache_id).coefficients)

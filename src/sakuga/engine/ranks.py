@@ -79,8 +79,7 @@ class RankEngine(LocalEngine):
         execution = execution or ExecutionPlan(memory=model.memory)
         super().__init__(model, replace(execution, parallel=mesh.plan))
         self.mesh = mesh
-        pipe = model.pipe
-        self._vae = SharedVae(pipe.vae, mesh, self.device, lambda: pipe.load_models_to_device(["vae"]))
+        self._vae = SharedVae(model.pipe.vae, mesh, self.device, lambda: self._offloader.use("vae"))
 
     def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:
         """As `LocalEngine.start`; rank 0 encodes for all, so only it needs the text encoder in memory.

@@ -186,15 +186,16 @@ def _config(
     from diffsynth.core import ModelConfig
 
     of_blocks = part.file.part in ("dit", "dit2")
+    home = device if memory.kind == "resident" else torch.device("cpu")
     config = ModelConfig(
         path=_paths(part),
         skip_download=True,
-        computation_device=device if memory.kind == "resident" else torch.device("cpu"),
+        computation_device=home,
         computation_dtype=precision.dtype,
         quantize=quantization(precision, card.kept_layers) if of_blocks else None,
     )
     # Weights that go to a GPU or are quantized are read tensor by tensor, and none of the file's is kept.
-    if config.quantize is None and torch.device(config.computation_device).type == "cpu":
+    if config.quantize is None and home.type == "cpu":
         config.state_dict = mapped_tensors(part.paths)
     return config
 

@@ -3,7 +3,8 @@
 DiffSynth's own loader clones each tensor that it reads for a CPU, so every rank of a node would hold the model. Here it
 is given tensors that are mapped, copy on write: a LoRA that is fused makes the pages that it changes private and leaves
 the file alone. A model whose files have another precision than the pipeline is converted, into memory of each process;
-store it in the precision that it runs in. With a GPU nothing stays in host memory.
+store it in the precision that it runs in. Memory plans that keep parts on the host keep them mapped, except for blocks
+that `layers` pins. With all of a model on a GPU nothing stays in host memory.
 
 Kernels of a CPU round by alignment, and tensors of a safetensors file lie at any address, the same in every process: a
 render has the same bits on all ranks, and in fp32 differs from one with cloned weights by 8e-7 in the latents.

@@ -1,6 +1,6 @@
 """The rules of the step caches on a made-up model: what they skip, what they answer, what they remember."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -141,8 +141,10 @@ def test_teacache_decides_as_diffsynth_does():
 
 def test_coefficients_of_a_card():
     assert make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), card("wan2.1-t2v-14b"))
+    assert make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), replace(CARD, teacache_fitted=(0, 0, 0, 1, 0)))
+    bare = replace(CARD, teacache_fitted=())
     with pytest.raises(RecipeError, match="wan-mini has no TeaCache coefficients; take a step_cache that needs none"):
-        make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), CARD)
+        make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), bare)
 
 
 def test_an_unknown_kind_names_the_known_ones():

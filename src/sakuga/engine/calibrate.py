@@ -117,11 +117,12 @@ def calibrate_cache(
 def fit_changes(pairs: Sequence[tuple[float, float]]) -> Fit:
     """Least squares over (input change, output change)."""
     x, y = np.array(pairs, dtype=np.float64).T
-    coefficients = np.polyfit(x, y, DEGREE)
+    # Seven digits, for a line that can be read: the pairs scatter by per cents.
+    coefficients = [float(f"{value:.7g}") for value in np.polyfit(x, y, DEGREE)]
     errors = y - np.polyval(coefficients, x)
     variance = float(((y - y.mean()) ** 2).sum())
     return Fit(
-        coefficients=tuple(float(value) for value in coefficients),
+        coefficients=tuple(coefficients),
         num_pairs=len(pairs),
         r_squared=1 - float((errors**2).sum()) / variance if variance else 1.0,
         mean_rel_error=float(np.abs(errors).mean() / y.mean()),

@@ -24,7 +24,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality", "gpu"):
+    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model"):
         sys.modules.pop(name, None)
 
 
@@ -96,9 +96,3 @@ def test_the_gpu_scripts_steps_are_stock_diffsynths(benchmark, monkeypatch):
     assert rows["stock"]["cosine"] > 0.9999 and rows["bf16"]["cosine"] == 1
     assert "needs a CUDA device" in rows["sage"]["refused"]
     assert "multiplies fp8" in rows["fp8"]["refused"]
-    assert (
-        module.evaluation_flops(module.TINY["480p"])
-        == 2 * sum([2 * (12 * 96 * (6 * 96 + 2 * 96) + 769 * 96 * 2 * 96), 4 * 12 * 12 * 96, 4 * 12 * 769 * 96])
-        - 2 * 2 * 769 * 96 * 2 * 96
-        + 2 * 2 * 769 * 96 * 2 * 96
-    )

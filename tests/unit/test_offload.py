@@ -79,7 +79,7 @@ def test_how_much_is_lent_at_once(tokenizer_dir):
         Lendable(getattr(model.pipe, name), CPU, torch.float32).num_bytes for name in ("text_encoder", "vae")
     )
     render(replace(model, memory=MemoryPlan.parse("components")))
-    assert Counted.most == max(dit.num_bytes, encoders), "one expert at a time"
+    assert Counted.most == max(dit.num_bytes, encoders), "one expert, or one encoder at a time"
     Counted.now = Counted.most = 0
     offloader = Offloader(model.pipe, MemoryPlan.parse(f"layers:{block}"), CPU, torch.float32)
     offloader.use("dit")

@@ -87,7 +87,7 @@ def _as_dict(card: "ModelCard") -> dict[str, object]:
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _count(number: int) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sakuga.engine.admission import admit, prompt_notes
 from sakuga.engine.encode import encode, tiling_arguments
 from sakuga.engine.evaluation import LocalEvaluation
 from sakuga.engine.notes import input_notes
@@ -25,9 +26,7 @@ from sakuga.engine.receipt import build_receipt
 from sakuga.engine.schedule import NUM_TRAIN_TIMESTEPS, euler_step, noise_levels
 from sakuga.engine.snapshot import load_state, save_state
 from sakuga.engine.state import OnEvent, RenderInputs, RenderState, StepEvent, Video
-from sakuga.engine.task import check_task
-from sakuga.engine.verified import check_verified, features
-from sakuga.errors import ModelError, NumericsError, RecipeError, WeightsError
+from sakuga.errors import NumericsError, PlanError, RecipeError
 from sakuga.recipe import RenderRecipe
 from sakuga.settings import from_environment
 from sakuga.wan.attention import attention, check_attention, kernel, usable_kernels
@@ -35,9 +34,9 @@ from sakuga.wan.attention_choice import Choice, choose_attention
 from sakuga.wan.caching import EMPTY, BranchCache, full_velocity, make_rule
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
-from sakuga.wan.device import check_device, memory_of
+from sakuga.wan.device import check_device, memory_bytes, memory_of
 from sakuga.wan.forward import Context, DitForward
-from sakuga.wan.loading import LoadedModel, load_model, locate, stdout_to_log
+from sakuga.wan.loading import STAGES, LoadedModel, load_model, locate, stdout_to_log
 from sakuga.wan.lora import FileBase, LoraSwitch
 from sakuga.wan.offload import Offloader
 from sakuga.wan.precision import check_precision
@@ -48,8 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = ("text_encoder", "image_encoder", "vae")
-EXPERT_PARTS = {False: ("dit", "vace", "motion_controller"), True: ("dit2", "vace2", "motion_controller")}
+EXPERT_PARTS = {False: ("dit", "vace"), True: ("dit2", "vace2")}
 """What a step needs on the device, for the only or high-noise expert and for the low-noise one."""
 MAX_CONTEXTS = 8
 """Embedded prompts kept: two branches of four renders that take turns; one of a 14B model is 8 MB."""
@@ -62,8 +60,13 @@ class LocalEngine:
     which the base weights are what they were, bit for bit. Two renders may take turns step by step.
     """
 
-    def __init__(self, model: LoadedModel, execution: ExecutionPlan | None = None) -> None:
-        """Of `execution`, `memory` must be the plan that the model was loaded with, and `parallel` one rank."""
+    def __init__(
+        self, model: LoadedModel, execution: ExecutionPlan | None = None, *, memory_bytes: int | None = None
+    ) -> None:
+        """`execution.memory` must be the plan that the model was loaded with. Renders that would not fit into
+        `memory_bytes` of the device, by the card's shape, are refused before they begin; None refuses nothing.
+        """
+        self.memory_bytes = memory_bytes
         self.model = model
         self.execution = execution or ExecutionPlan(memory=model.memory)
         self.device = torch.device(model.pipe.device)
@@ -90,10 +93,12 @@ class LocalEngine:
         device: str = "cpu",
         precision: str = "fp32",
         execution: ExecutionPlan | None = None,
+        stages: Sequence[str] = STAGES,
     ) -> "LocalEngine":
         """Load a card: from a folder, from s3://bucket/prefix or, None, from the package.
 
-        Raises DeviceError, ModelError, WeightsError or StorageError.
+        With fewer `stages`, only what they need: another engine takes the state over, by a snapshot if it is far away.
+        Raises DeviceError, PrecisionError, PlanError, ModelError, WeightsError or StorageError.
         """
         check_device(device)  # before 28 GB are downloaded for it
         check_precision(precision, torch.device(device))
@@ -102,7 +107,8 @@ class LocalEngine:
         found = locate(chosen, weights, cache_dir=settings.cache_dir, endpoint_url=settings.s3_endpoint_url)
         plan = execution or ExecutionPlan()
         plan.check(torch.device(device))
-        return cls(load_model(found, device=device, precision=precision, memory=plan.memory), plan)
+        loaded = load_model(found, device=device, precision=precision, memory=plan.memory, stages=stages)
+        return cls(loaded, plan, memory_bytes=memory_bytes(torch.device(device)))
 
     @property
     def card(self) -> ModelCard:
@@ -115,15 +121,16 @@ class LocalEngine:
     def start(self, recipe: RenderRecipe, inputs: RenderInputs) -> RenderState:
         """Encode: check that this engine can render the recipe, fuse its LoRAs, make latents and conditioning.
 
-        Raises RecipeError, ModelError, GeometryError, AttentionError, LoraError, VideoError or WeightsError.
+        Raises UnverifiedError, MemoryLimitError, RecipeError, ModelError, GeometryError, AttentionError, LoraError,
+        VideoError or WeightsError.
         """
         began = time.monotonic()
-        check_task(recipe, self.card)
-        self._check_is_for_me(recipe)
+        self._check_stage("encode")
+        admitted = admit(recipe, self.model, self.execution, self.memory_bytes)
         self.add_loras(inputs.lora_paths)
-        notes = (*self._check_verified(recipe), *input_notes(recipe, inputs), *self._prompt_notes(recipe))
+        notes = (*admitted, *input_notes(recipe, inputs), *prompt_notes(recipe, self.model))
         kernel_name = self._choose_attention(recipe)
-        with self._ready(recipe, kernel_name, *ENCODERS), stdout_to_log():
+        with self._ready(recipe, kernel_name), stdout_to_log():
             encoded = encode(self._pipe, recipe, inputs)
         self._synchronize()
         return RenderState(
@@ -149,6 +156,7 @@ class LocalEngine:
 
     def step(self, state: RenderState) -> RenderState:
         """One denoise step. Raises NumericsError when latents stop being finite."""
+        self._check_stage("denoise")
         began = time.monotonic()
         sigma, sigma_next = state.sigmas[state.step], state.sigmas[state.step + 1]
         timestep = sigma * NUM_TRAIN_TIMESTEPS
@@ -167,6 +175,7 @@ class LocalEngine:
 
     def finish(self, state: RenderState) -> Video:
         """Decode the latents of the last step. Raises NumericsError when that gives NaN or infinite values."""
+        self._check_stage("decode")
         if not state.is_done:
             raise RecipeError(f"{state.num_steps - state.step} steps are still to do; call step() before finish()")
         began = time.monotonic()
@@ -196,6 +205,7 @@ class LocalEngine:
         Costs a matrix product: no step, no decoder. The first call fits the map from latents to colours to the VAE.
         """
         if self._latent_to_rgb is None:
+            self._check_stage("decode")  # fitted with the VAE
             self._latent_to_rgb = fit_latent_to_rgb(self._encode_frame, preview_pictures())
         latents = state.predicted_latents()[0, :, state.num_reference_frames :]
         index = round(frame * (latents.shape[1] - 1))
@@ -221,13 +231,12 @@ class LocalEngine:
                 f"{path} is a snapshot of render {state.recipe.render_key[:12]}, not of {recipe.render_key[:12]}; "
                 "start this render from the beginning"
             )
-        self._check_is_for_me(state.recipe)
-        return self._as_here(state)
+        return self._as_here(state, admit(state.recipe, self.model, self.execution, self.memory_bytes))
 
-    def _as_here(self, state: RenderState) -> RenderState:
+    def _as_here(self, state: RenderState, admitted: tuple[str, ...]) -> RenderState:
         """A state that another plan or another machine began, with a note where the rounding changes."""
         plan, kernel_name = str(self.execution), self._choose_attention(state.recipe)
-        notes = tuple(dict.fromkeys((*state.notes, *self._check_verified(state.recipe))))
+        notes = tuple(dict.fromkeys((*state.notes, *admitted)))
         if state.attention in usable_kernels(
             device=self.device, head_dim=self.model.head_dim, dtype=self._pipe.torch_dtype
         ):
@@ -342,7 +351,7 @@ class LocalEngine:
         what = f"a render of {recipe.width}x{recipe.height} and {recipe.num_frames} frames"
         cure = "ask for fewer frames or a smaller size, set tiling, or take a memory plan such as components"
         with torch.no_grad(), attention(kernel_name), memory_of(self.device, what, cure):
-            if not self._loras.is_applied(recipe.loras):
+            if "denoise" in self.model.stages and not self._loras.is_applied(recipe.loras):
                 self._offloader.give_back()  # a LoRA is fused into the weights at home
                 self._loras.apply(recipe.loras)
             self._offloader.use(*parts)
@@ -366,33 +375,10 @@ class LocalEngine:
             )
         return self._choices[num_tokens].name
 
-    def _check_verified(self, recipe: RenderRecipe) -> tuple[str, ...]:
-        found = features(recipe, self.card, self.execution)
-        return check_verified(found, self.device.type, allow=self.execution.allow_unverified)
-
-    def _check_is_for_me(self, recipe: RenderRecipe) -> None:
-        if recipe.model != self.card.name:
-            raise ModelError(f"this engine holds {self.card.name}, the recipe asks for {recipe.model}; load that one")
-        if recipe.weights_sha256 != self.model.weights_sha256:
-            raise WeightsError(
-                f"the recipe asks for weights {recipe.weights_sha256[:12]}, this engine holds "
-                f"{self.model.weights_sha256[:12]}; load those weights or leave weights_sha256 out"
-            )
-        if recipe.precision != self.model.precision:
-            raise RecipeError(
-                f"the recipe asks for {recipe.precision}, this engine runs in {self.model.precision}; load it in that"
-            )
-
-    def _prompt_notes(self, recipe: RenderRecipe) -> tuple[str, ...]:
-        limit = self.card.tokenizer_max_tokens
-        notes = []
-        for name in ("prompt", "negative_prompt"):
-            ids = self._pipe.tokenizer(getattr(recipe, name), padding=False, truncation=False)
-            num_tokens = ids.shape[1]
-            if num_tokens > limit:
-                notes.append(f"{name} has {num_tokens} tokens; the tokenizer stops at {limit}, the rest has no effect")
-                logger.warning("%s key=%s", notes[-1], recipe.render_key[:12])
-        return tuple(notes)
+    def _check_stage(self, stage: str) -> None:
+        if stage not in self.model.stages:
+            here = ", ".join(self.model.stages)
+            raise PlanError(f"this engine was loaded for {here} only; give the state to one that does {stage}")
 
     def _synchronize(self) -> None:
         """A GPU works behind the program's back; without waiting, a stage's seconds would go to the next one."""

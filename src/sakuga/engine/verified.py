@@ -1,6 +1,6 @@
 """Which accelerations were seen to give the render of one process, and which were not.
 
-Accelerations break in pairs. `tests/dist/matrix.py` renders rows that cover every pair of features, holds each to the
+Accelerations break in pairs. `tests/matrix.py` renders rows that cover every pair of features, holds each to the
 plain render on one process and writes the pairs into `verified.json`. A render whose every pair is there may start;
 another one only when told to, and its receipt says so.
 

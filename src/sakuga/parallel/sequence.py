@@ -44,7 +44,7 @@ class SequenceShard:
         part = x.narrow(dim, start, stop - start)
         lacking = self.size - (stop - start)
         if lacking == 0:
-            return part.contiguous()
+            return part.clone(memory_format=torch.contiguous_format)  # a view would keep the whole alive
         shape = list(part.shape)
         shape[dim] = lacking
         return torch.cat([part, part.new_zeros(shape)], dim=dim)

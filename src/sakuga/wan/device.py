@@ -4,6 +4,7 @@ Left to PyTorch, a device that is not there is found in the middle of loading an
 Run: pytest tests/unit/test_device.py
 """
 
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ def check_device(name: str) -> torch.device:
             "(a Ray worker sees its own GPU as cuda:0); take cuda"
         )
     return torch.device(name)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All of the device's memory; of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

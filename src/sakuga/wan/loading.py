@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+STAGES = ("encode", "denoise", "decode")
+PARTS_OF_STAGES = {
+    "encode": ("text_encoder", "vae", "image_encoder", "motion_controller"),
+    "denoise": ("dit", "dit2"),
+    "decode": ("vae",),
+}
+"""Parts whose weights a stage needs; VACE comes in the files of the DiT."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSet:
     """The checked files of a card on this machine, not yet loaded."""
@@ -60,6 +69,8 @@ class LoadedModel:
     memory: MemoryPlan = field(default_factory=MemoryPlan)
     dit_files: tuple[tuple[Path, ...], ...] = ()
     """Of each expert; empty for a model that was not loaded from safetensors files."""
+    stages: tuple[str, ...] = STAGES
+    """Those that it has the weights for."""
 
     @property
     def experts(self) -> tuple[torch.nn.Module, ...]:
@@ -121,8 +132,11 @@ def load_model(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     memory: MemoryPlan | None = None,
+    stages: Sequence[str] = STAGES,
 ) -> LoadedModel:
     """Load located weights into a pipeline: onto the device, or to the host where the memory plan says so.
+
+    Of parts that no asked stage needs, the shapes alone are loaded.
 
     Raises DeviceError when `device` is not in this machine, PrecisionError when it cannot compute in `precision`,
     MemoryLimitError when the model does not fit into it, WeightsError when the weights are not those of their card.
@@ -135,12 +149,13 @@ def load_model(
         mini.register()
     return LoadedModel(
         card=weights.card,
-        pipe=_load_pipeline(weights.card, weights.parts, place, numbers, plan),
+        pipe=_load_pipeline(weights.card, weights.parts, place, numbers, plan, stages),
         precision=precision,
         weights_sha256=weights.sha256,
         file_sha256=weights.file_sha256,
         memory=plan,
         dit_files=_dit_files(weights.parts),
+        stages=tuple(stages),
     )
 
 
@@ -150,7 +165,12 @@ def _dit_files(parts: Sequence[WeightPart]) -> tuple[tuple[Path, ...], ...]:
 
 
 def _load_pipeline(
-    card: ModelCard, parts: Sequence[WeightPart], device: torch.device, precision: Precision, memory: MemoryPlan
+    card: ModelCard,
+    parts: Sequence[WeightPart],
+    device: torch.device,
+    precision: Precision,
+    memory: MemoryPlan,
+    stages: Sequence[str],
 ) -> "WanVideoPipeline":
     from diffsynth.core import ModelConfig
     from diffsynth.pipelines.wan_video import WanVideoPipeline
@@ -159,13 +179,18 @@ def _load_pipeline(
     models = [part for part in parts if part.file.part != "tokenizer"]
     _check_recognised(card, models)
     tokenizer = next(part for part in parts if part.file.part == "tokenizer")
+    needed = {name for stage in stages for name in PARTS_OF_STAGES[stage]}
+    configs = [
+        _config(card, part, device, precision, memory) if part.file.part in needed else _shapes_only(part)
+        for part in models
+    ]
     room = memory_of(device, card.name, "end what else uses it, load in bf16 or take a smaller model")
     try:
         with room, stdout_to_log(), mapped_loads([path for part in models for path in part.paths]):
             pipe = WanVideoPipeline.from_pretrained(
                 torch_dtype=precision.dtype,
                 device=device,
-                model_configs=[_config(card, part, device, precision, memory) for part in models],
+                model_configs=configs,
                 tokenizer_config=ModelConfig(path=str(tokenizer.paths[0].parent), skip_download=True),
                 redirect_common_files=False,
             )
@@ -198,6 +223,15 @@ def _config(
     if config.quantize is None and home.type == "cpu":
         config.state_dict = mapped_tensors(part.paths)
     return config
+
+
+def _shapes_only(part: WeightPart) -> "ModelConfig":
+    """A part on PyTorch's meta device: it answers what it is, takes no memory and cannot compute."""
+    from diffsynth.core import ModelConfig
+
+    meta = torch.device("meta")
+    tensors = {name: tensor.to(meta) for name, tensor in mapped_tensors(part.paths).items()}
+    return ModelConfig(path=_paths(part), skip_download=True, computation_device=meta, state_dict=tensors)
 
 
 def _check_recognised(card: ModelCard, models: Sequence[WeightPart]) -> None:

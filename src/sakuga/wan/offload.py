@@ -110,11 +110,14 @@ class Offloader:
         self._blocks: dict[str, list[Lendable]] = {}
         self._by_block: dict[torch.nn.Module, tuple[Lendable, Lendable | None]] = {}
         self._stream = torch.cuda.Stream(device) if plan.kind == "layers" and device.type == "cuda" else None
+        self._in_use: tuple[str, ...] | None = None
         if plan.kind == "resident":
             return
+        # DiffSynth's units of the first stage ask for their networks by this, one after the other.
+        vars(pipe)["load_models_to_device"] = lambda model_names: self.use(*model_names)
         for name in PARTS:
             module = getattr(pipe, name, None)
-            if module is None:
+            if module is None or next(module.parameters()).is_meta:
                 continue
             by_layer = name in BLOCKS and plan.kind in ("layers", "disk")
             blocks: Sequence[torch.nn.Module] = list(getattr(module, BLOCKS[name])) if by_layer else []
@@ -126,8 +129,9 @@ class Offloader:
 
     def use(self, *names: str) -> None:
         """Have these parts on the device and no others; of `layers` and `disk`, what stays there of their blocks."""
-        if not self._parts or all(self._parts[name].is_lent for name in names if name in self._parts):
+        if not self._parts or names == self._in_use:
             return
+        self._in_use = None  # should it end halfway for want of memory
         self.give_back(but=names)
         budget = self.plan.budget_bytes or 0
         for name in (name for name in PARTS if name in names and name in self._parts):
@@ -138,9 +142,11 @@ class Offloader:
                     block.lend()
                 elif self._stream is not None:
                     block.pin()
+        self._in_use = names
 
     def give_back(self, but: Sequence[str] = ()) -> None:
         """Everything home; a LoRA is fused into the home tensors."""
+        self._in_use = None
         for name, part in self._parts.items():
             if name not in but:
                 part.give_back()

@@ -29,6 +29,20 @@ def split_attention(plan: ParallelPlan, length: int, num_heads: int) -> torch.Te
     return shard.gather(SequenceAttention(shard, sdpa)(*parts, num_heads))
 
 
+def yunchangs_ulysses(plan: ParallelPlan, length: int, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our attention over shards and that of xfuser's library, both gathered."""
+    import torch.distributed as dist
+    from yunchang import LongContextAttention, set_seq_parallel_pg
+    from yunchang.kernels import AttnType
+
+    mesh = mesh_of(plan)
+    set_seq_parallel_pg(plan.ulysses, plan.ring, dist.get_rank(), dist.get_world_size())
+    shard = SequenceShard(mesh=mesh, length=length)
+    q, k, v = (shard.split(x).unflatten(2, (num_heads, -1)) for x in qkv(length, num_heads))
+    theirs = LongContextAttention(attn_type=AttnType.TORCH_MATH, ring_impl_type="basic")(q, k, v)
+    return split_attention(plan, length, num_heads), shard.gather(theirs.flatten(2).contiguous())
+
+
 def split_gradient(plan: ParallelPlan, length: int, num_heads: int) -> list[torch.Tensor]:
     """Gradients of a loss that weighs each token differently, each rank's part of the tokens gathered."""
     shard = SequenceShard(mesh=mesh_of(plan), length=length)

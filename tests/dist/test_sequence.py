@@ -47,6 +47,12 @@ def test_ulysses_has_the_gradient_of_one_process(length, world):
             assert (got - wanted).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ulysses_is_that_of_yunchang_where_lengths_divide(num_ranks, world):
+    for ours, theirs in world(num_ranks).run(rank_work.yunchangs_ulysses, ParallelPlan(ulysses=num_ranks), 16, 4):
+        assert (ours - theirs).abs().max() < 1e-6
+
+
 def test_axes_hold_the_right_ranks(world):
     answers = world(4).run(rank_work.exchange_of_branches, ParallelPlan(cfg=2, ulysses=2))
     assert answers == [([0.0, 2.0], 1.0), ([1.0, 3.0], 1.0), ([0.0, 2.0], 5.0), ([1.0, 3.0], 5.0)]

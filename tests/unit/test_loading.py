@@ -229,3 +229,13 @@ def test_print_inside_goes_to_the_log(capsys, caplog):
         print("Loaded model: x")
     assert capsys.readouterr().out == ""
     assert "Loaded model: x" in caplog.text
+
+
+def test_diffsynths_bar_over_tiles_does_not_write_over_ours(capfd):
+    import torch
+
+    from tiny_wan import TinyVae
+
+    with stdout_to_log(), torch.no_grad():
+        TinyVae().decode(torch.zeros(1, 16, 1, 8, 8), device="cpu", tiled=True, tile_size=(4, 4), tile_stride=(2, 2))
+    assert capfd.readouterr() == ("", "")

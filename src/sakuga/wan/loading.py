@@ -310,6 +310,16 @@ class _LogLines(io.TextIOBase):
 
 @contextlib.contextmanager
 def stdout_to_log() -> Generator[None]:
-    """DiffSynth prints while it loads and encodes; on stdout that would break `--json`."""
-    with contextlib.redirect_stdout(_LogLines()):
-        yield
+    """DiffSynth prints while it loads and encodes; on stdout that would break `--json`.
+
+    Its bar over the VAE's tiles would write over ours, and is left out.
+    """
+    from diffsynth.models import wan_video_vae
+
+    bar = wan_video_vae.tqdm
+    vars(wan_video_vae)["tqdm"] = lambda tiles, **_: tiles
+    try:
+        with contextlib.redirect_stdout(_LogLines()):
+            yield
+    finally:
+        vars(wan_video_vae)["tqdm"] = bar

@@ -1,7 +1,7 @@
 """The engine against the stock pipeline, step caches against fewer steps, and what a snapshot costs.
 
     python benchmarks/engine.py --json                     # all parts
-    python benchmarks/engine.py --only cache --count 12 --caches forecast:0.05,easycache:0.1 --json
+    python benchmarks/engine.py --only cache --count 12 --caches forecast:0.03,teacache:0.08 --json
 
 `stock`: seconds of our render over those of DiffSynth's `WanVideoPipeline`, on the same weights, seed and steps, in
 alternating pairs; `max_abs_diff` of the frames in 0..1. `cache`: Wan-mini at 50 steps, text- and image-to-video on
@@ -37,7 +37,7 @@ PARTS = ("stock", "cache", "snapshot")
 CACHE_STEPS = 50
 STEP_S_14B_720P = 12.6
 """The stretch goal of a step on an H200; a snapshot should be lost beside it."""
-CACHES = ("first_block:0.08", "easycache:0.1", "forecast:0.02")
+CACHES = ("forecast:0.03", "teacache:0.08")
 """Chosen on validation seeds (from 2^25) for 2.5 times fewer blocks."""
 
 

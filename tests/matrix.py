@@ -55,7 +55,7 @@ PLANS = {
 AXES: dict[str, list[str]] = {
     "family": [*families.MODELS, *families.MORE_MODELS],
     "plan": [*PLANS],
-    "cache": ["none", "teacache", "first_block", "easycache", "forecast"],
+    "cache": ["none", "teacache", "forecast"],
     "loras": ["none", "fused", "hot"],
     "precision": ["fp32", "bf16", "int8", "int8-dynamic", "fp8"],
     "tiling": ["no", "yes"],

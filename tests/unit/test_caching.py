@@ -8,7 +8,7 @@ import torch
 
 from sakuga.errors import RecipeError
 from sakuga.recipe import StepCache
-from sakuga.wan.caching import EMPTY, KINDS, UNFITTED, make_rule, polynomial, teacache
+from sakuga.wan.caching import EMPTY, make_rule, polynomial, teacache
 from sakuga.wan.catalogue import card
 
 CARD = card("wan-mini")
@@ -38,10 +38,6 @@ class Curve:
     def embedded(self):
         return self.latents_BCTHW
 
-    def after_first_block(self):
-        self.run.append(self.index)
-        return self.latents_BCTHW + 0.1 * self.velocity()
-
     def after_all_blocks(self):
         self.run.append(self.index)
         return self.latents_BCTHW + self.velocity()
@@ -70,23 +66,19 @@ def exact(bend: float = 1.0) -> torch.Tensor:
     return -sum(Curve(index, torch.zeros(8), bend).velocity() for index in range(NUM_STEPS)) / NUM_STEPS
 
 
-THRESHOLDS = {"first_block": 0.1, "easycache": 0.05, "forecast": 0.02}
+def forecast_rule(threshold: float, **fields):
+    return make_rule(StepCache(kind="forecast", threshold_rel_l1=threshold, **fields), CARD)
 
 
-@pytest.mark.parametrize("kind", UNFITTED)
-def test_steps_are_skipped_and_the_end_is_near(kind):
-    latents, computed, _ = ride(make_rule(StepCache(kind=kind, threshold_rel_l1=THRESHOLDS[kind]), CARD))
+def test_steps_are_skipped_and_the_end_is_near():
+    latents, computed, _ = ride(forecast_rule(0.02))
     assert len(computed) < 0.6 * NUM_STEPS
     assert {0, NUM_STEPS - 1} <= set(computed), "the first and the last step are always computed"
     assert (latents - exact()).abs().max() < 0.05 * exact().abs().max()
 
 
-@pytest.mark.parametrize("kind", UNFITTED)
-def test_a_larger_threshold_skips_more(kind):
-    counts = [
-        len(ride(make_rule(StepCache(kind=kind, threshold_rel_l1=threshold), CARD))[1])
-        for threshold in (1e-6, THRESHOLDS[kind], 10.0)
-    ]
+def test_a_larger_threshold_skips_more():
+    counts = [len(ride(forecast_rule(threshold))[1]) for threshold in (1e-6, 0.02, 10.0)]
     assert counts[0] > counts[1] > counts[2]
 
 
@@ -96,7 +88,7 @@ def test_forecast_is_exact_on_a_straight_line():
             return torch.linspace(1, 2, 8) * (3 + self.sigma)
 
     latents, cache, run = torch.zeros(8), EMPTY, 0
-    rule = make_rule(StepCache(kind="forecast", threshold_rel_l1=1e-4), CARD)
+    rule = forecast_rule(1e-4)
     for index in range(NUM_STEPS):
         step = Line(index, latents)
         velocity, cache = rule(step, cache)
@@ -105,10 +97,9 @@ def test_forecast_is_exact_on_a_straight_line():
     assert run == 4  # two for the line, one that finds no error, the last
 
 
-@pytest.mark.parametrize("kind", UNFITTED)
-def test_a_refresh_forgets_all(kind):
+def test_a_refresh_forgets_all():
     """So a snapshot taken there needs no memory."""
-    rule = make_rule(StepCache(kind=kind, threshold_rel_l1=10.0, refresh_every=10), CARD)
+    rule = forecast_rule(10.0, refresh_every=10)
     _, computed, memories = ride(rule)
     assert {0, 10, 20, 30, NUM_STEPS - 1} <= set(computed)
     again, _ = rule(Curve(20, torch.ones(8)), memories[19])
@@ -143,16 +134,15 @@ def test_coefficients_of_a_card():
     assert make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), card("wan2.1-t2v-14b"))
     assert make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), replace(CARD, teacache_fitted=(0, 0, 0, 1, 0)))
     bare = replace(CARD, teacache_fitted=())
-    with pytest.raises(RecipeError, match="wan-mini has no TeaCache coefficients; take a step_cache that needs none"):
+    with pytest.raises(RecipeError, match="wan-mini has no TeaCache coefficients; take forecast, which needs none"):
         make_rule(StepCache(kind="teacache", threshold_rel_l1=0.1), bare)
 
 
 def test_an_unknown_kind_names_the_known_ones():
     with pytest.raises(RecipeError, match="did you mean 'teacache'"):
         make_rule(StepCache(kind="teacach", threshold_rel_l1=0.1), CARD)
-    with pytest.raises(RecipeError, match="choose one of teacache, first_block, easycache, forecast"):
+    with pytest.raises(RecipeError, match="choose one of teacache, forecast"):
         make_rule(StepCache(kind="zzz", threshold_rel_l1=0.1), CARD)
-    assert set(KINDS) == {"teacache", *UNFITTED}
 
 
 def test_polynomial_is_numpys():

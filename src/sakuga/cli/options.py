@@ -36,7 +36,7 @@ AttentionName = Annotated[
 ]
 StepCacheText = Annotated[
     str | None,
-    typer.Option("--step-cache", help="KIND:THRESHOLD, such as forecast:0.05; or easycache, first_block, teacache."),
+    typer.Option("--step-cache", help="KIND:THRESHOLD, such as forecast:0.03 or teacache:0.1."),
 ]
 NumThreads = Annotated[
     int | None, typer.Option(min=1, help="PyTorch threads of one worker; without it the workers share the cores.")

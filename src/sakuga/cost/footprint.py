@@ -27,7 +27,7 @@ HOT_LORA_RANK = 64
 """Of a LoRA kept beside the weights, whose file a recipe knows by hash only; distilled LoRAs have 32 to 64."""
 TEXT_BYTES_PER_SCORE = 20
 """Alive in the text encoder for each pair of tokens and head: 15.3 in bf16, 18.5 in fp32, counted on UMT5-XXL."""
-CACHED_HIDDEN = {"teacache": 1, "first_block": 2}
+CACHED_HIDDEN = {"teacache": 1}
 """Hidden states that a step cache keeps for each branch; the other kinds keep latents."""
 
 

@@ -30,7 +30,6 @@ class LocalEvaluation:
     index: int
     num_steps: int
     num_blocks_run: int = 0
-    _first: torch.Tensor = field(init=False)
     _last: torch.Tensor = field(init=False)
 
     @cached_property
@@ -68,11 +67,6 @@ class LocalEvaluation:
     def embedded(self) -> torch.Tensor:
         return self._tokens.x_BSD
 
-    def after_first_block(self) -> torch.Tensor:
-        if self.num_blocks_run == 0:
-            self._advance()
-        return self._first
-
     def after_all_blocks(self) -> torch.Tensor:
         while self.num_blocks_run < self.forward.num_blocks:
             self._advance()
@@ -86,6 +80,4 @@ class LocalEvaluation:
 
     def _advance(self) -> None:
         self._last = next(self._walk)
-        if self.num_blocks_run == 0:
-            self._first = self._last
         self.num_blocks_run += 1

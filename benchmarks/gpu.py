@@ -16,7 +16,6 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -30,7 +29,7 @@ from sakuga.cost.footprint import Planned, denoise_bytes, model_parts, part_on_d
 from sakuga.errors import SakugaError
 from sakuga.recipe import LoraRef, RenderRecipe
 from sakuga.wan.attention import check_attention, kernel, usable_kernels
-from sakuga.wan.attention_choice import choose_attention
+from sakuga.wan.attention_choice import Choice, choose_attention
 from sakuga.wan.cards import KEPT_LAYERS
 from sakuga.wan.forward import DitForward
 from sakuga.wan.lora import LoraSwitch
@@ -58,28 +57,32 @@ def matmul_part(bench: Bench, shapes: dict[str, Shape]) -> dict[str, float]:
 
 
 def attention_part(bench: Bench, shapes: dict[str, Shape]) -> dict[str, dict]:
-    """Every exact kernel that is here, tried as "auto" tries it, and sage, which is not exact enough to be chosen."""
+    """Every exact kernel that is here, tried as "auto" tries it, and sage, which is never chosen."""
     found = {}
     for size, shape in shapes.items():
         head_dim = shape.dit.head_dim
-        names = usable_kernels(device=bench.device, head_dim=head_dim, dtype=bench.dtype)
+        exact = usable_kernels(device=bench.device, head_dim=head_dim, dtype=bench.dtype)
+        choice = _chosen(bench, shape, exact)
         try:
             check_attention("sage", device=bench.device, head_dim=head_dim, dtype=bench.dtype)
-            names = (*names, "sage")
+            lossy = _chosen(bench, shape, ("sdpa", "sage")).report()[1:]
         except SakugaError as error:
-            print(f"sage: {error}", file=sys.stderr)
-        choice = choose_attention(
-            num_tokens=shape.num_tokens,
-            num_heads=shape.dit.num_heads,
-            head_dim=head_dim,
-            device=bench.device,
-            dtype=bench.dtype,
-            names=names if len(names) > 1 else names * 2,  # one alone would not be timed
-        )
+            lossy = [{"name": "sage", "refused": str(error)}]
         flops = 4 * shape.num_tokens**2 * shape.dit.dim
-        rows = [row | _tflops(flops, row.get("seconds")) for row in choice.report()]
+        rows = [row | _tflops(flops, row.get("seconds")) for row in (*choice.report(), *lossy)]
         found[size] = {"chosen": choice.name, "kernels": rows}
     return found
+
+
+def _chosen(bench: Bench, shape: Shape, names: tuple[str, ...]) -> Choice:
+    return choose_attention(
+        num_tokens=shape.num_tokens,
+        num_heads=shape.dit.num_heads,
+        head_dim=shape.dit.head_dim,
+        device=bench.device,
+        dtype=bench.dtype,
+        names=names if len(names) > 1 else names * 2,  # one alone would not be timed
+    )
 
 
 def _tflops(flops: float, seconds: object) -> dict[str, float]:
@@ -87,7 +90,8 @@ def _tflops(flops: float, seconds: object) -> dict[str, float]:
 
 
 VARIANTS: dict[str, dict[str, object]] = {
-    "stock": {},
+    "stock": {"attention": None},
+    "stock_sdpa": {"attention": "sdpa"},
     "bf16": {"attention": "sdpa"},
     "bf16_best": {"attention": "best"},
     "bf16_best_compiled": {"attention": "best", "compiled": True},
@@ -118,14 +122,15 @@ def steps_part(
                         with freed(bench.device):
                             pass
                         numbers = check_precision(wanted, bench.device)
-                        dit, precision = make_dit(shape, bench), wanted
+                        dit, precision = make_dit(shape, bench), "half made"
                         config = quantization(numbers, KEPT_LAYERS)
                         assert config is not None, "only quantized precisions differ here"
                         config.quantize_model(dit)
-                    rows[name] = _step_row(bench, dit, inputs, variant, best[size], reference, name == "stock")
+                        precision = wanted
+                    rows[name] = _step_row(bench, dit, inputs, variant, best[size], reference, name.startswith("stock"))
                 except (SakugaError, RuntimeError, ImportError, AssertionError) as error:
                     rows[name] = {"refused": str(error).strip().split("\n", 1)[0][:200]}
-                    precision = precision if dit is not None else "none"
+                    precision = precision if dit is not None else "none"  # the next one is made anew
                 _compare(rows[name], rows, shape, ceiling.get(size))
                 print(f"{size} {name}: {rows[name]}", file=sys.stderr, flush=True)
                 torch._dynamo.reset()
@@ -138,7 +143,7 @@ def _step_row(
     bench: Bench, dit, inputs: Inputs, variant: dict, best: str, reference: torch.Tensor, is_stock: bool
 ) -> dict[str, object]:
     if is_stock:
-        run = stock_step(dit, inputs)
+        run = stock_step(dit, inputs, variant["attention"])
     else:
         name = best if variant["attention"] == "best" else str(variant["attention"])
         head_dim = dit.blocks[0].self_attn.head_dim
@@ -158,19 +163,21 @@ def _compare(row: dict, rows: dict, shape: Shape, ceiling_tflops: float | None) 
     row["tflops"] = round(tflops, 1)
     if ceiling_tflops:
         row["share_of_ceiling"] = round(tflops / ceiling_tflops, 3)
-    if "seconds" in rows["stock"]:
-        row["speedup_over_stock"] = round(rows["stock"]["seconds"] / max(row["seconds"], 1e-9), 3)
+    stock = [rows[name]["seconds"] for name in ("stock", "stock_sdpa") if "seconds" in rows.get(name, {})]
+    if stock:  # the faster of DiffSynth's own choice of kernel and PyTorch's attention
+        row["speedup_over_stock"] = round(min(stock) / max(row["seconds"], 1e-9), 3)
 
 
 def memory_part(bench: Bench, shapes: dict[str, Shape]) -> dict[str, object]:
-    """Peak bytes and seconds of a step under each memory plan, the DiT alone."""
+    """Peak bytes and seconds of a step under each memory plan, the DiT alone; `layers:1` keeps no block."""
     found: dict[str, object] = {}
     size, shape = next(iter(shapes.items()))
-    on_host = replace(bench, device=torch.device("cpu"))
-    for text in ("resident", "layers:8GB", "disk"):
+    for text in ("resident", "layers:8GB", "layers:1"):
         with freed(bench.device):
             inputs, plan = Inputs.random(shape, bench), MemoryPlan.parse(text)
-            dit = make_dit(shape, bench if text == "resident" else on_host)
+            dit = make_dit(shape, bench)
+            if text != "resident":
+                dit = dit.to("cpu")  # made on the device: 16 billion random numbers take minutes on a CPU
 
             pipe = cast("WanVideoPipeline", SimpleNamespace(dit=dit))  # all that an offloader looks at
             offloader = Offloader(pipe, plan, bench.device, bench.dtype)

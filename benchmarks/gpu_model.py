@@ -9,7 +9,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -170,12 +170,15 @@ def our_step(dit: WanModel, inputs: Inputs, name: str, *, compiled: bool = False
     return run
 
 
-def stock_step(dit: WanModel, inputs: Inputs) -> Callable[[], torch.Tensor]:
-    """The same step by DiffSynth's own `model_fn_wan_video`, with PyTorch's attention."""
+def stock_step(dit: WanModel, inputs: Inputs, name: str | None) -> Callable[[], torch.Tensor]:
+    """The same step by DiffSynth's own `model_fn_wan_video`; None leaves the kernel to it.
+
+    It takes what happens to be installed: FlashAttention 3, 2, sage or PyTorch's, in this order.
+    """
     from diffsynth.pipelines.wan_video import model_fn_wan_video
 
     def run() -> torch.Tensor:
-        with attention("sdpa"):
+        with nullcontext() if name is None else attention(name):
             parts = [
                 model_fn_wan_video(
                     dit, latents=inputs.latents, timestep=inputs.timestep, context=prompt, clip_feature=inputs.clip,

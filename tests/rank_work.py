@@ -185,6 +185,26 @@ def lose_a_rank(plan: ParallelPlan, tokenizer_dir: str, lost: int) -> str:
     return "no error"
 
 
+def one_rank_fails(plan: ParallelPlan, tokenizer_dir: str, failing: int) -> str:
+    """One rank runs out of memory in the middle of a step and lives on; what each of them says."""
+    from sakuga.engine import RenderInputs
+    from sakuga.errors import SakugaError
+
+    engine = rank_engine(plan, "t2v", tokenizer_dir)
+    state = engine.step(engine.start(four_steps(), RenderInputs()))
+
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("simulated")
+
+    if engine.mesh.rank == failing:
+        engine.model.pipe.dit.blocks[1].norm1.register_forward_pre_hook(exhausted)
+    try:
+        engine.step(state)
+    except SakugaError as error:
+        return f"{error.code}: {error}"
+    return "no error"
+
+
 def render_row(row: dict, recipe, inputs, folder: str, tokenizer_dir: str, resume_at):
     """A row of the matrix of features on these ranks."""
     from pathlib import Path
@@ -294,3 +314,27 @@ def memory_bytes() -> dict[str, int]:
 
     lines = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]]
     return {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0] in ("Anonymous:", "Pss:")}
+
+
+def dancer():
+    """A short render of Wan-mini whose step cache skips some steps."""
+    from pathlib import Path
+
+    from sakuga.engine import resolve
+    from sakuga.recipe import parse_request
+    from sakuga.wan.catalogue import card
+
+    request = {"prompt": "A dancer.", "width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 12, "seed": 1}
+    recipe, inputs, _ = resolve(parse_request(request | {"step_cache": "forecast:0.05"}), card("wan-mini"), Path())
+    return recipe, inputs
+
+
+def dance(plan: ParallelPlan) -> tuple[torch.Tensor, int]:
+    from sakuga.engine import LocalEngine
+    from sakuga.engine.ranks import RankEngine
+
+    engine = RankEngine(LocalEngine.load("wan-mini").model, mesh_of(plan))
+    state = engine.start(*dancer())
+    while not state.is_done:
+        state = engine.step(state)
+    return state.latents_BCTHW, state.num_blocks_run

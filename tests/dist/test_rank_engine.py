@@ -104,3 +104,27 @@ def test_the_others_say_which_rank_was_lost(tokenizer_dir, tmp_path):
         ranks.close()
     assert answers[0] == "E_RANK_LOST: rank 1 was lost in step 2; start new ranks"
     assert answers[1] == answers[0]
+
+
+def test_a_rank_that_runs_out_of_memory_leaves_nobody_waiting(tokenizer_dir, tmp_path):
+    ranks = Ranks(2, tmp_path)
+    try:
+        answers = ranks.run(rank_work.one_rank_fails, ParallelPlan(ulysses=2), tokenizer_dir, 1)
+    finally:
+        ranks.close()
+    assert answers[0].startswith("E_RANK_LOST: rank 1 failed: a render of 32x32 and 5 frames does not fit into the memory")
+    assert answers[1].startswith("E_MEMORY: a render of 32x32 and 5 frames does not fit")
+
+
+def test_a_caches_decisions_are_those_of_one_process(world):
+    """On trained weights and at a threshold that some steps pass and others do not."""
+    recipe, inputs = rank_work.dancer()
+    engine = LocalEngine.load("wan-mini")
+    state = engine.start(recipe, inputs)
+    while not state.is_done:
+        state = engine.step(state)
+    assert 0.3 < state.num_blocks_run / (12 * 2 * len(engine.model.pipe.dit.blocks)) < 0.9
+    for plan in (ParallelPlan(ulysses=2), ParallelPlan(cfg=2)):
+        for latents, num_blocks_run in world(2).run(rank_work.dance, plan):
+            assert num_blocks_run == state.num_blocks_run
+            assert (latents - state.latents_BCTHW).abs().max() < TOLERANCE

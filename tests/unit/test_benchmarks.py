@@ -79,20 +79,22 @@ def test_the_gpu_script_runs_every_part_at_toy_shapes(benchmark, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["tiny"] is True
     assert result["attention"]["480p"]["chosen"] == "sdpa"
-    assert {*result["memory"]["480p"]} == {"resident", "layers:8GB", "disk"}
+    assert {*result["memory"]["480p"]} == {"resident", "layers:8GB", "layers:1"}
     assert {*result["vae"]} == {"480p whole", "480p tiled"}
     assert result["lora"]["layers"] == 24
 
 
 def test_the_gpu_scripts_steps_are_stock_diffsynths(benchmark, monkeypatch):
     module = benchmark("gpu")
-    monkeypatch.setattr(module, "VARIANTS", {name: module.VARIANTS[name] for name in ("stock", "bf16", "sage", "fp8")})
+    monkeypatch.setattr(
+        module, "VARIANTS", {name: module.VARIANTS[name] for name in ("stock_sdpa", "bf16", "sage", "fp8")}
+    )
     import torch
 
     bench = module.Bench(device=torch.device("cpu"), repeats=1)
     with torch.no_grad():
         found = module.steps_part(bench, module.TINY, {"480p": "sdpa"}, {"480p": 1.0})
     rows = found["480p"]["variants"]
-    assert rows["stock"]["cosine"] > 0.9999 and rows["bf16"]["cosine"] == 1
+    assert rows["stock_sdpa"]["cosine"] > 0.9999 and rows["bf16"]["cosine"] == 1
     assert "needs a CUDA device" in rows["sage"]["refused"]
     assert "multiplies fp8" in rows["fp8"]["refused"]

@@ -178,3 +178,23 @@ def test_cost_model_needs_no_torch():
     script = f"import sys, sakuga.cost; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_driver_s_name_is_taken_for_the_right_card(title, name):
+    found = known_gpu(title)
+    assert found is (DEVICES[name] if name else None)
+
+
+def test_eight_of_a_gpu_are_a_plan_and_no_gpu():
+    with pytest.raises(DeviceError, match="say with --cfg, --ulysses and --ring on how many"):
+        find_device("8xh100")

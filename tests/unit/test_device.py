@@ -79,3 +79,14 @@ def test_a_render_that_does_not_fit_says_its_size(monkeypatch):
     monkeypatch.setattr(local, "encode", full)
     with pytest.raises(MemoryLimitError, match="a render of 128x128 and 5 frames does not fit"):
         engine.start(recipe, inputs)
+
+
+def test_a_container_has_what_it_is_allowed(tmp_path, monkeypatch):
+    from sakuga.wan import device
+
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(device, "CGROUP_LIMITS", (limit, tmp_path / "absent"))
+    limit.write_text("max\n")
+    machine = device.memory_bytes(torch.device("cpu"))
+    limit.write_text("1000000000\n")
+    assert device.memory_bytes(torch.device("cpu")) == 1_000_000_000 < machine

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sakuga.engine import Conditioning, LocalEngine, RenderInputs, RenderState, write_render
-from sakuga.engine.snapshot import save_state
+from sakuga.engine.snapshot import VERSION, save_state
 from sakuga.errors import (
     AttentionError,
     GeometryError,
@@ -148,6 +148,10 @@ def test_a_snapshot_of_other_weights_or_a_damaged_one_is_refused(engine, tokeniz
         other.restore(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(WeightsError, match="damaged"):
+        engine.restore(path)
+    header = {"format": "sakuga-render-state", "version": str(VERSION), "aliases": "{}", "counters": "{"}
+    save_file({"x": torch.ones(1)}, path, metadata=header)
+    with pytest.raises(WeightsError, match="damaged: its header lacks or garbles"):
         engine.restore(path)
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(RecipeError, match="no render state"):

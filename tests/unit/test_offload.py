@@ -1,5 +1,6 @@
 """Memory plans change where weights lie and no bit of a render."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -146,3 +147,77 @@ def test_compile_and_moving_weights_do_not_go_together():
     with pytest.raises(PlanError, match="layers:5 moves them"):
         ExecutionPlan(memory=MemoryPlan.parse("layers:5"), compile=True).check(CPU)
     ExecutionPlan(compile=False, memory=MemoryPlan.parse("disk")).check(CPU)
+
+
+class FakeStream:
+    """A CUDA stream on a machine without one: copies happen when they are asked for."""
+
+    device = CPU
+
+    def __init__(self, *_):
+        self.waited, self.synchronized = [], 0
+
+    def record_event(self):
+        return self
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+    def synchronize(self):
+        self.synchronized += 1
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    here = FakeStream()
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: here)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(Counted, "pin", lambda self: None)
+    return here
+
+
+def streamed(model, plan="layers:1"):
+    offloader = Offloader(model.pipe, MemoryPlan.parse(plan), CPU, torch.float32)
+    offloader._stream = FakeStream()
+    offloader.use("dit")
+    return offloader
+
+
+def test_the_next_block_is_copied_while_one_computes(streams, tokenizer_dir):
+    model = tiny_t2v(tokenizer_dir)
+    offloader, (first, second) = streamed(model), model.pipe.dit.blocks
+    before = Counted.now
+    with offloader.block(first):
+        assert offloader._by_block[second][0]._ahead is not None
+    assert Counted.now == before
+    with offloader.block(second):
+        assert streams.waited, "until the copy has arrived"
+    with offloader.block(first):
+        assert streams.synchronized, "until the block before is computed"
+
+
+def test_a_copy_ahead_does_not_outlive_the_weights_that_it_is_of(streams, tokenizer_dir):
+    """A step that was left, and then another LoRA: the block must not come with the old one."""
+    model = tiny_t2v(tokenizer_dir)
+    offloader, (first, second) = streamed(model), model.pipe.dit.blocks
+    with offloader.block(first):
+        pass
+    offloader.give_back()
+    with torch.no_grad():
+        second.ffn[0].weight.fill_(7.0)
+    offloader.use("dit")
+    with offloader.block(second):
+        assert (second.ffn[0].weight == 7.0).all()
+
+
+def test_quantized_blocks_are_copied_ahead_too(streams, tokenizer_dir):
+    model = tiny_t2v(tokenizer_dir)
+    quantization(PRECISIONS["int8"], model.card.kept_layers).quantize_model(model.pipe.dit)
+    offloader, (first, second) = streamed(model), model.pipe.dit.blocks
+    weight = second.ffn[0].weight.dequantize().clone()
+    with offloader.block(first):
+        pass
+    with offloader.block(second):
+        assert torch.equal(second.ffn[0].weight.dequantize(), weight)

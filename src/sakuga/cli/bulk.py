@@ -40,6 +40,7 @@ def bulk(
     attention: options.AttentionName = None,
     step_cache: options.StepCacheText = None,
     device: options.WorkerDevice = "cpu",
+    tiling: options.Tiling = False,
     memory: options.Memory = "resident",
     compile: options.Compile = False,
     hot_loras: options.HotLoras = False,
@@ -66,6 +67,7 @@ def bulk(
         precision=precision,
         attention=attention,
         step_cache=step_cache,
+        tiling={} if tiling else None,
     )
     with bulk_bars(out):
         summary = run_bulk(

@@ -172,7 +172,7 @@ def duration(seconds: float) -> str:
     >>> duration(0.0123), duration(18.83), duration(754), duration(9000)
     ('12 ms', '18.8 s', '12.6 min', '2.5 h')
     """
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"

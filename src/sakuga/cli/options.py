@@ -50,6 +50,10 @@ def given(**fields: object) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None and value != []}
 
 
+Tiling = Annotated[
+    bool,
+    typer.Option("--tiling", help="The VAE in tiles: less memory, and by a little another picture."),
+]
 Memory = Annotated[
     str, typer.Option(help="Where weights wait: resident, components, layers:BYTES (as in layers:12GB) or disk.")
 ]

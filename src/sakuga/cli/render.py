@@ -55,6 +55,7 @@ def render(
     attention: options.AttentionName = None,
     step_cache: options.StepCacheText = None,
     device: options.Device = "cpu",
+    tiling: options.Tiling = False,
     memory: options.Memory = "resident",
     compile: options.Compile = False,
     hot_loras: options.HotLoras = False,
@@ -90,6 +91,7 @@ def render(
         precision=precision,
         attention=attention,
         step_cache=step_cache,
+        tiling={} if tiling else None,
     )
     from sakuga.farm.worker import EngineOptions
 

@@ -5,6 +5,7 @@ those of the H100, and `assumed` says so.     Run: pytest tests/unit/test_cost.p
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -219,8 +220,11 @@ DEVICES: dict[str, DeviceSpec] = {
 
 def known_gpu(title: str) -> DeviceSpec | None:
     """The entry that a driver's name stands for, such as "NVIDIA H200" or "NVIDIA GeForce RTX 4090"."""
-    plain = title.lower().replace(" ", "")
-    return next((spec for name, spec in DEVICES.items() if name in plain), None)
+    words = re.findall(r"[a-z0-9]+", title.lower())
+    if "laptop" in words:
+        return None  # other chips under the same number
+    found = {"".join(words[start:stop]) for start in range(len(words)) for stop in range(start + 1, len(words) + 1)}
+    return next((spec for name, spec in DEVICES.items() if name in found), None)
 
 
 def find_device(name: str) -> DeviceSpec:
@@ -230,8 +234,9 @@ def find_device(name: str) -> DeviceSpec:
     plain = name.lower().replace(" ", "").replace("-", "").replace("_", "")
     found = DEVICES.get(plain) or DEVICES.get(f"rtx{plain}")
     if found is None:
-        hint = did_you_mean(plain, DEVICES) or ""
-        raise DeviceError(
-            f"GPU {shown(name)} is unknown{hint}; known are {', '.join(DEVICES)}, and here for this machine"
-        )
+        several = re.fullmatch(r"\d+x(\w+)|(\w+)x\d+", plain)
+        hint = "; name one, and say with --cfg, --ulysses and --ring on how many" if several else ""
+        hint = hint or did_you_mean(plain, DEVICES).rstrip("?")
+        known = f"known are {', '.join(DEVICES)}, and here for this machine"
+        raise DeviceError(f"GPU {shown(name)} is unknown{hint}; {known}")
     return found

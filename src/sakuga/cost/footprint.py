@@ -145,7 +145,8 @@ def stages(
 ) -> tuple[StageBytes, StageBytes, StageBytes]:
     """Encode, denoise and decode on rank 0."""
     plan = execution.memory
-    num_loras = len(recipe.loras) if execution.hot_loras else 0
+    # Beside quantized weights LoRAs always are: nothing can be added to those.
+    num_loras = len(recipe.loras) if execution.hot_loras or precision in QUANTIZED else 0
     parts = {part.name: part for part in model_parts(card, precision, num_hot_loras=num_loras)}
     everything = sum(part.total_bytes for part in parts.values())
     resident = plan.kind == "resident"

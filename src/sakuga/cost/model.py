@@ -203,7 +203,12 @@ def _assumptions(
         per_s = device.disk_bytes_per_s if execution.memory.kind == "disk" else device.host_bytes_per_s
         told.append(f"weights come at {per_s / 1e9:.0f} GB/s")
     if precision in QUANTIZED:
-        told.append(f"{precision} is as fast as bf16: weights are widened for each product")
+        how = (
+            "products in 8 bits are not reckoned faster"
+            if "dynamic" in precision
+            else "weights are widened for each product"
+        )
+        told.append(f"{precision} is as fast as bf16: {how}")
     if recipe.step_cache is not None and block_share == 1:
         told.append("the step cache skips nothing; --block-share says how much it runs")
     if execution.compile:

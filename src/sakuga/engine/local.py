@@ -366,13 +366,16 @@ class LocalEngine:
         _, _, frames, height, width = self.card.latent_shape(recipe.width, recipe.height, recipe.num_frames)
         num_tokens = frames * height * width // 4  # patches of 2 x 2
         if num_tokens not in self._choices:
-            self._choices[num_tokens] = choose_attention(
-                num_tokens=num_tokens,
-                num_heads=self.model.num_heads,
-                head_dim=head_dim,
-                device=self.device,
-                dtype=dtype,
-            )
+            with memory_of(
+                self.device, f"attention over {num_tokens} tokens", "ask for fewer frames or a smaller size"
+            ):
+                self._choices[num_tokens] = choose_attention(
+                    num_tokens=num_tokens,
+                    num_heads=self.model.num_heads,
+                    head_dim=head_dim,
+                    device=self.device,
+                    dtype=dtype,
+                )
         return self._choices[num_tokens].name
 
     def _check_stage(self, stage: str) -> None:

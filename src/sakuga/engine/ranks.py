@@ -22,7 +22,7 @@ from sakuga.engine.local import LocalEngine
 from sakuga.engine.loop import Decision, strongest
 from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.state import RenderInputs, RenderState, Video
-from sakuga.errors import RankLostError, SakugaError
+from sakuga.errors import NumericsError, RankLostError, SakugaError
 from sakuga.parallel import Mesh, SequenceAttention, SequenceShard, SharedVae
 from sakuga.recipe import RenderRecipe
 from sakuga.wan.attention import Attention
@@ -36,6 +36,11 @@ Value = TypeVar("Value")
 ROLL_CALL_S = 5.0
 """How long the ranks that are left wait for each other before they call the rest lost."""
 ROLL_CALL_KEY = "sakuga/roll-call"
+FAILED = "failed: "
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def is_of_distributed(error: RuntimeError) -> bool:
@@ -67,7 +72,8 @@ class RankEvaluation(LocalEvaluation):
         if x.ndim != 3:  # latents and modulations are whole on every rank
             return super().mean_abs(x)
         real = self._shard.real_length
-        sums = torch.tensor([x[:, :real].float().abs().sum().item(), float(x[:, :real].numel())], dtype=torch.float64)
+        mine = x[:, :real].float().abs().sum(dtype=torch.float64)
+        sums = torch.stack([mine, torch.full_like(mine, x[:, :real].numel())])
         total, count = self.mesh.sequence.sum(sums).tolist()
         return total / count
 
@@ -75,9 +81,16 @@ class RankEvaluation(LocalEvaluation):
 class RankEngine(LocalEngine):
     """Renders with all ranks of a mesh; `mesh` is this rank's view of it."""
 
-    def __init__(self, model: LoadedModel, mesh: Mesh, execution: ExecutionPlan | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        mesh: Mesh,
+        execution: ExecutionPlan | None = None,
+        *,
+        memory_bytes: int | None = None,
+    ) -> None:
         execution = execution or ExecutionPlan(memory=model.memory)
-        super().__init__(model, replace(execution, parallel=mesh.plan))
+        super().__init__(model, replace(execution, parallel=mesh.plan), memory_bytes=memory_bytes)
         self.mesh = mesh
         self._vae = SharedVae(model.pipe.vae, mesh, self.device, lambda: self._offloader.use("vae"))
 
@@ -94,30 +107,43 @@ class RankEngine(LocalEngine):
         return self._from_rank_0(lambda: super(RankEngine, self).start(recipe, inputs))
 
     def step(self, state: RenderState) -> RenderState:
-        """As `LocalEngine.step`. Raises RankLostError when another rank ended or no longer answers.
+        """As `LocalEngine.step`. Raises RankLostError when another rank ended, failed or no longer answers.
 
-        The process group is destroyed then: all ranks of this world have to be replaced.
+        The process group is destroyed then, and where this rank fails alone, as for want of memory: all ranks of this
+        world have to be replaced.
         """
         try:
             return super().step(state)
-        except RuntimeError as error:
-            if isinstance(error, SakugaError) or not is_of_distributed(error):
-                raise
-            raise RankLostError(f"{self._missing_ranks()} in step {state.step + 1}; start new ranks") from error
+        except NumericsError:
+            raise  # all ranks hold the same latents and say the same
+        except Exception as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, SakugaError) and is_of_distributed(error):
+                raise RankLostError(f"{self._roll_call()} in step {state.step + 1}; start new ranks") from error
+            self._leave(error)
+            raise
 
-    def _missing_ranks(self) -> str:
-        """Who does not answer a roll call, which goes through the store: the connections can be those that broke."""
-        store, everyone = dist.distributed_c10d._get_default_store(), range(self.mesh.plan.world_size)
+    def _leave(self, error: Exception) -> None:
+        """The others wait for this rank in an exchange: say why it will not come, and let them go on."""
+        if self.mesh.plan.world_size > 1:
+            sentence = error.message if isinstance(error, SakugaError) else f"{type(error).__name__}: {error}"
+            _store().set(f"{ROLL_CALL_KEY}/{self.mesh.rank}", f"{FAILED}{sentence}")
+            self.mesh.close()
+
+    def _roll_call(self) -> str:
+        """Who does not answer, or why somebody left; it goes through the store, as connections can be what broke."""
+        store, everyone = _store(), range(self.mesh.plan.world_size)
         store.set(f"{ROLL_CALL_KEY}/{self.mesh.rank}", "here")
-        dist.destroy_process_group()  # others may still wait for a message of this rank; now they stop
+        self.mesh.close()  # others may still wait for a message of this rank; now they stop
         deadline = time.monotonic() + ROLL_CALL_S
         missing = [rank for rank in everyone if rank != self.mesh.rank]
         while missing and time.monotonic() < deadline:
             missing = [rank for rank in missing if not store.check([f"{ROLL_CALL_KEY}/{rank}"])]
             time.sleep(0.05)
-        if not missing:
-            return "the ranks lost contact with each other"
-        return f"rank {', '.join(map(str, missing))} {'was' if len(missing) == 1 else 'were'} lost"
+        if missing:
+            return f"rank {', '.join(map(str, missing))} {'was' if len(missing) == 1 else 'were'} lost"
+        said = {rank: store.get(f"{ROLL_CALL_KEY}/{rank}").decode() for rank in everyone}
+        failed = [f"rank {rank} failed: {text.removeprefix(FAILED)}" for rank, text in said.items() if FAILED in text]
+        return ", ".join(failed) or "the ranks lost contact with each other"
 
     def finish(self, state: RenderState) -> Video:
         """As `LocalEngine.finish`; with `recipe.tiling` the ranks share the tiles, without it rank 0 decodes alone."""
@@ -130,12 +156,13 @@ class RankEngine(LocalEngine):
 
     def restore(self, path: Path, recipe: RenderRecipe | None = None) -> RenderState:
         state = super().restore(path, recipe)
+        kernel_name = self._from_rank_0(lambda: state.attention)  # "auto" is a matter of timing
         caches = {
             name: replace(cache, tensors=self._map_hidden(state, cache.tensors, "split"))
             for name, cache in state.caches.items()
             if self._is_mine(name)
         }
-        return replace(state, caches=caches)
+        return replace(state, caches=caches, attention=kernel_name)
 
     def whole(self, state: RenderState) -> RenderState:
         """The state with the step cache of all tokens and branches."""
@@ -163,7 +190,7 @@ class RankEngine(LocalEngine):
         branch = ("positive", "negative")[self.mesh.cfg.index]
         velocity, caches, num_blocks_run = self._branch_velocity(state, branch, timestep, low_noise=low_noise)
         positive, negative = self.mesh.cfg.all_gather(velocity)
-        counts = self.mesh.cfg.sum(torch.tensor([num_blocks_run]))
+        counts = self.mesh.cfg.sum(torch.tensor([num_blocks_run], device=self.device))
         return negative + guidance * (positive - negative), caches, int(counts)
 
     def _evaluation(

@@ -97,6 +97,15 @@ def load_state(path: Path, device: torch.device) -> RenderState:
             f"{path} is a render state of version {shown(header.get('version'))}, this program writes {VERSION}; "
             "go on with the program that wrote it, or start the render again"
         )
+    try:
+        return _state(header, tensors, device)
+    except (KeyError, ValueError, TypeError) as error:  # a header that somebody edited; RecipeError is a ValueError
+        if isinstance(error, RecipeError):
+            raise
+        raise WeightsError(f"{path} is damaged: its header lacks or garbles {error}; start the render again") from error
+
+
+def _state(header: dict[str, str], tensors: dict[str, torch.Tensor], device: torch.device) -> RenderState:
     tensors |= {name: tensors[stored] for name, stored in json.loads(header["aliases"]).items()}
     counters = json.loads(header["counters"])
     conditioning = {

@@ -6,12 +6,13 @@ share one GPU, which NCCL refuses.     Run: pytest tests/dist/test_sequence.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import gc
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
-from sakuga.errors import PlanError
+from sakuga.errors import PlanError, RankLostError
 from sakuga.parallel.plan import ParallelPlan
 
 
@@ -20,10 +21,17 @@ class Axis:
     """One group of this rank: the ranks that share a piece of work with it."""
 
     ranks: tuple[int, ...]
-    group: dist.ProcessGroup | None
-    """None where this rank is alone."""
     index: int
     """Of this rank among `ranks`."""
+    holder: list[dist.ProcessGroup | None] = field(default_factory=lambda: [None])
+    """The group in a list that `Mesh.close` empties: gloo's connections end with the last reference to it."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """None where this rank is alone. Raises RankLostError once the mesh is closed."""
+        if not self.holder:
+            raise RankLostError("this rank has left its world; start new ranks")
+        return self.holder[0]
 
     @property
     def size(self) -> int:
@@ -101,13 +109,14 @@ class Mesh:
     @classmethod
     def alone(cls) -> Mesh:
         """The plan of one rank, for which torch.distributed is not needed."""
-        axis = Axis(ranks=(0,), group=None, index=0)
+        axis = Axis(ranks=(0,), index=0)
         return cls(plan=ParallelPlan(), rank=0, cfg=axis, ulysses=axis, ring=axis, sequence=axis)
 
     @classmethod
     def create(cls, plan: ParallelPlan) -> Mesh:
         """Make the groups; every rank of the default group calls it with the same plan.
 
+        On GPUs, begin torch.distributed with the backend "cpu:gloo,cuda:nccl": states and errors travel as CPU tensors.
         Raises PlanError when torch.distributed has another number of ranks.
         """
         if plan.world_size == 1:
@@ -118,6 +127,13 @@ class Mesh:
         axes = {axis: _axis(plan, axis, rank) for axis in ("cfg", "ulysses", "ring", "sequence")}
         return cls(plan=plan, rank=rank, **axes)
 
+    def close(self) -> None:
+        """Leave: what the others exchange with this rank ends in an error there instead of a wait."""
+        for axis in (self.cfg, self.ulysses, self.ring, self.sequence):
+            axis.holder.clear()
+        dist.destroy_process_group()
+        gc.collect()
+
 
 def _axis(plan: ParallelPlan, name: str, rank: int) -> Axis:
     """Every rank makes every group, also those that it is not in: torch.distributed wants it so."""
@@ -125,6 +141,6 @@ def _axis(plan: ParallelPlan, name: str, rank: int) -> Axis:
     for ranks in plan.ranks(name):
         group = dist.new_group(ranks) if len(ranks) > 1 else None
         if rank in ranks:
-            mine = Axis(ranks=tuple(ranks), group=group, index=ranks.index(rank))
+            mine = Axis(ranks=tuple(ranks), index=ranks.index(rank), holder=[group])
     assert mine is not None, "the groups of an axis cover all ranks"
     return mine

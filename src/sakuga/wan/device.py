@@ -8,12 +8,15 @@ import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from sakuga.errors import DeviceError, MemoryLimitError, did_you_mean, shown
 
 KINDS = ("cpu", "cuda")
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container, under versions 2 and 1; "max" means none."""
 NAME = re.compile(r"cpu|cuda(?::(?P<index>\d{1,4}))?")
 
 
@@ -40,10 +43,12 @@ def check_device(name: str) -> torch.device:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """All of the device's memory; of the machine for a CPU."""
+    """All of the device's memory; for a CPU that of the machine, or what its container is allowed."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
+    return min([machine, *(int(text) for text in allowed if text.isdigit())])
 
 
 @contextmanager

@@ -180,13 +180,13 @@ def _load_pipeline(
     _check_recognised(card, models)
     tokenizer = next(part for part in parts if part.file.part == "tokenizer")
     needed = {name for stage in stages for name in PARTS_OF_STAGES[stage]}
-    configs = [
-        _config(card, part, device, precision, memory) if part.file.part in needed else _shapes_only(part)
-        for part in models
-    ]
     room = memory_of(device, card.name, "end what else uses it, load in bf16 or take a smaller model")
     try:
         with room, stdout_to_log(), mapped_loads([path for part in models for path in part.paths]):
+            configs = [
+                _config(card, part, device, precision, memory) if part.file.part in needed else _shapes_only(part)
+                for part in models
+            ]
             pipe = WanVideoPipeline.from_pretrained(
                 torch_dtype=precision.dtype,
                 device=device,

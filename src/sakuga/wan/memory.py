@@ -7,6 +7,7 @@
 | `layers:BYTES` | blocks of the DiT up to so many bytes; the others pass through one at a time | the DiT does not fit |
 | `disk` | one block at a time, read from the memory-mapped files | neither host nor device holds the DiT |
 
+Weights in 8 bits are made when a model is loaded and stay in host memory; files cannot give them block by block.
 A plan changes no bit of a render.     Run: pytest tests/unit/test_memory.py
 """
 

@@ -55,7 +55,7 @@ class Lendable:
         return sum(_num_bytes(x, self._dtype) for table in self._tables for x in table.values() if x is not None)
 
     def pin(self) -> None:
-        """Page-lock the home, so that a GPU copies from it while it computes."""
+        """Page-lock the home, so that a GPU copies from it while it computes; quantized weights stay as they are."""
         for table in self._tables:
             for name, x in table.items():
                 if x is not None and not is_quantized(x) and not x.is_pinned():
@@ -80,12 +80,14 @@ class Lendable:
             here = torch.cuda.current_stream(self._device)
             here.wait_event(arrived)
             for x in (x for table in copies for x in table.values() if x is not None):
-                x.record_stream(here)  # made on the other stream: not to be reused there before this one is done
+                for plain in _plain_tensors(x):
+                    plain.record_stream(here)  # made on the other stream: not to be reused there before this is done
         self._home = [dict(table) for table in self._tables]
         for table, lent in zip(self._tables, copies, strict=True):
             table.update(lent)
 
     def give_back(self) -> None:
+        self._ahead = None  # of weights that may be others when they are lent again
         if self._home is None:
             return
         for table, home in zip(self._tables, self._home, strict=True):
@@ -110,6 +112,8 @@ class Offloader:
         self._blocks: dict[str, list[Lendable]] = {}
         self._by_block: dict[torch.nn.Module, tuple[Lendable, Lendable | None]] = {}
         self._stream = torch.cuda.Stream(device) if plan.kind == "layers" and device.type == "cuda" else None
+        self._ahead: Lendable | None = None
+        self._computed: torch.cuda.Event | None = None
         self._in_use: tuple[str, ...] | None = None
         if plan.kind == "resident":
             return
@@ -146,7 +150,7 @@ class Offloader:
 
     def give_back(self, but: Sequence[str] = ()) -> None:
         """Everything home; a LoRA is fused into the home tensors."""
-        self._in_use = None
+        self._in_use = self._ahead = None
         for name, part in self._parts.items():
             if name not in but:
                 part.give_back()
@@ -161,19 +165,37 @@ class Offloader:
             yield
             return
         lendable.lend()
-        if following is not None and self._stream is not None:
-            following.lend_ahead(self._stream)
+        self._ahead = None if self._ahead is lendable else self._ahead
+        if following is not None and self._stream is not None and self._ahead is None:
+            self._copy_ahead(following, self._stream)
         try:
             yield
         finally:
+            if self._stream is not None:
+                self._computed = torch.cuda.current_stream(self._stream.device).record_event()
             lendable.give_back()
+
+    def _copy_ahead(self, block: Lendable, stream: torch.cuda.Stream) -> None:
+        """One block at a time, and no sooner than the block before this one is computed and its memory free.
+
+        Without waiting, the program would ask for the copies of all blocks while the first one computes.
+        """
+        if self._computed is not None:
+            self._computed.synchronize()
+        block.lend_ahead(stream)
+        self._ahead = block
 
 
 def _num_bytes(x: torch.Tensor, dtype: torch.dtype) -> int:
     if is_quantized(x):
-        inner: list[str] = getattr(x, "tensor_data_names")  # noqa: B009  # torchao's subclasses list their tensors
-        return sum(getattr(x, name).nbytes for name in inner)
+        return sum(inner.nbytes for inner in _plain_tensors(x))
     return x.numel() * (dtype.itemsize if x.is_floating_point() else x.element_size())
+
+
+def _plain_tensors(x: torch.Tensor) -> list[torch.Tensor]:
+    """Itself, or what a quantized tensor is made of: torchao's subclasses list their tensors."""
+    names: list[str] = getattr(x, "tensor_data_names", [])
+    return [getattr(x, name) for name in names] if is_quantized(x) else [x]
 
 
 def _parameter_like(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:

@@ -146,6 +146,36 @@ class UnverifiedError(InputError):
     code = "E_UNVERIFIED"
 
 
+class ConflictError(InputError):
+    """Something else is there under the same key or name."""
+
+    code = "E_CONFLICT"
+
+
+class NotFoundError(InputError):
+    """A job, key or object that does not exist, or is somebody else's."""
+
+    code = "E_NOT_FOUND"
+
+
+class AuthError(InputError):
+    """An API key that opens nothing."""
+
+    code = "E_AUTH"
+
+
+class StoreError(SakugaError, OSError):
+    """The database of jobs cannot be used."""
+
+    code = "E_STORE"
+
+
+class LeaseLostError(SakugaError, RuntimeError):
+    """A lane writes for a render that it no longer has."""
+
+    code = "E_LEASE_LOST"
+
+
 class OutputError(SakugaError, OSError):
     """The place for results cannot be written."""
 

@@ -1,0 +1,129 @@
+"""The contract of object stores, on a folder and on a server that speaks S3."""
+
+import hashlib
+import os
+
+import boto3
+import pytest
+
+from sakuga.errors import ConflictError, DiskFullError, InputError, NotFoundError, StorageError
+from sakuga.storage.objects import FolderObjects, S3Objects, check_name
+
+DATA = b"a video" * 1000
+
+
+@pytest.fixture(scope="session")
+def moto_url():
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def client_of(url: str):
+    return boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
+    )
+
+
+@pytest.fixture(params=["folder", "moto"])
+def objects(request, tmp_path):
+    if request.param == "folder":
+        return FolderObjects(tmp_path / "objects")
+    client = client_of(request.getfixturevalue("moto_url"))
+    bucket = f"bucket-{os.urandom(6).hex()}"
+    client.create_bucket(Bucket=bucket)
+    return S3Objects(client, bucket, "some/prefix", part_bytes=5 * 2**20)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "video.mp4"
+    path.write_bytes(DATA)
+    return path
+
+
+def test_what_was_put_is_got(objects, file, tmp_path):
+    stored = objects.put("app/job/1/video.mp4", file)
+    assert (stored.num_bytes, stored.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
+    objects.get("app/job/1/video.mp4", tmp_path / "back.mp4")
+    assert (tmp_path / "back.mp4").read_bytes() == DATA
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_the_same_bytes_again_are_a_success_and_others_an_error(objects, file, tmp_path):
+    stored = objects.put("a/b", file)
+    assert objects.put("a/b", file) == stored
+    other = tmp_path / "other"
+    other.write_bytes(b"something else")
+    with pytest.raises(ConflictError, match="written once"):
+        objects.put("a/b", other)
+    objects.get("a/b", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == DATA
+
+
+def test_names_and_deletion_below_a_prefix(objects, file):
+    for name in ("t/job1/video.mp4", "t/job1/receipt.json", "t/job10/video.mp4", "u/job1/video.mp4"):
+        objects.put(name, file)
+    assert objects.names("t/job1") == ["t/job1/receipt.json", "t/job1/video.mp4"]
+    assert objects.delete("t/job1") == 2
+    assert objects.delete("t/job1") == 0, "nothing there is no error"
+    assert objects.names("t") == ["t/job10/video.mp4"]
+    assert objects.names("u/job1/video.mp4") == ["u/job1/video.mp4"]
+
+
+def test_what_is_not_there(objects, tmp_path):
+    with pytest.raises(NotFoundError):
+        objects.get("a/b", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    assert objects.names("a") == []
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a\\b", "a\0b", "./a"])
+def test_names_that_lead_out_are_refused(name):
+    with pytest.raises(InputError):
+        check_name(name)
+
+
+def test_a_large_object_goes_in_parts(moto_url, tmp_path):
+    client = client_of(moto_url)
+    client.create_bucket(Bucket="parts")
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(11 * 2**20))
+    objects = S3Objects(client, "parts", part_bytes=5 * 2**20)
+    objects.put("large", path)
+    assert client.head_object(Bucket="parts", Key="large")["ETag"].endswith('-3"')
+    path.write_bytes(os.urandom(11 * 2**20))
+    with pytest.raises(ConflictError):
+        objects.put("large", path)
+    assert client.list_multipart_uploads(Bucket="parts").get("Uploads", []) == [], "nothing is left unfinished"
+
+
+def test_an_address_for_a_while(objects, file):
+    objects.put("a/b", file)
+    address = objects.url("a/b", 60)
+    assert (
+        address is None if isinstance(objects, FolderObjects) else "X-Amz-Expires=60" in address or "Expires" in address
+    )
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, file, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sakuga.storage.objects.sync_file", full)
+    with pytest.raises(DiskFullError):
+        FolderObjects(tmp_path / "objects").put("a/b", file)
+    assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
+
+
+def test_a_server_that_is_not_there(file):
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3", endpoint_url="http://127.0.0.1:9", region_name="us-east-1", aws_access_key_id="k",
+        aws_secret_access_key="s", config=Config(retries={"max_attempts": 0}, connect_timeout=1),
+    )  # fmt: skip
+    with pytest.raises(StorageError, match="check the endpoint"):
+        S3Objects(client, "bucket").put("a", file)

@@ -44,6 +44,27 @@ def seed(request) -> int:
     return value
 
 
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """A tokenizer of the mini's kind, for tiny models."""
+    from sakuga.wan.mini.tokenizer import save_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, 1024)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tiny models: their operations are so small that threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(items):
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:

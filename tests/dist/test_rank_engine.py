@@ -10,7 +10,6 @@ from ranks import Ranks
 from sakuga.engine import LocalEngine, RenderInputs
 from sakuga.parallel import ParallelPlan
 from sakuga.recipe import StepCache
-from sakuga.wan.mini.tokenizer import save_tokenizer
 
 pytestmark = pytest.mark.dist
 
@@ -23,13 +22,6 @@ PLANS = [
     ParallelPlan(cfg=2, ulysses=2),
     ParallelPlan(ulysses=2, ring=2),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return str(folder)
 
 
 def alone(family: str, tokenizer_dir: str, recipe, inputs):

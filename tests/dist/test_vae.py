@@ -13,7 +13,6 @@ from sakuga.media import image_sha256, video_sha256
 from sakuga.parallel import ParallelPlan
 from sakuga.parallel.vae import cut, tile_starts
 from sakuga.recipe import ImageRef, RenderRecipe, Tiling, VideoRef
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from stock_pipeline import clip, picture
 from tiny_wan import tiny_control
 
@@ -26,13 +25,6 @@ TILINGS = {
     "nine tiles, no share for 2 or 4": ({"tile_size": (3, 3), "tile_stride": (2, 2)}, 9),
 }
 """For latents of 7 x 6, or 8 x 8 for the first."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return str(folder)
 
 
 @pytest.mark.parametrize(("length", "size", "stride"), [(90, 30, 15), (80, 30, 15), (20, 30, 15), (31, 30, 30), (5, 1, 1)])

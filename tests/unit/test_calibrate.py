@@ -15,17 +15,9 @@ from sakuga.wan import caching
 from sakuga.wan.caching import polynomial
 from sakuga.wan.catalogue import card, cards
 from sakuga.wan.mini import random_weights
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from tiny_wan import tiny_t2v, tiny_two_experts
 
 NUM_STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return folder
 
 
 def recipe(**fields) -> RenderRecipe:

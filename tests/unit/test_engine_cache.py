@@ -6,27 +6,13 @@ import torch
 from sakuga.engine import LocalEngine, RenderInputs
 from sakuga.recipe import RenderRecipe, StepCache
 from sakuga.wan.caching import KINDS
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from tiny_wan import tiny_t2v, tiny_two_experts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_STEPS = 8
 THRESHOLD = 5.0
 """Random weights change much from step to step; only a rule that hardly ever computes shows its memory."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return folder
 
 
 @pytest.fixture

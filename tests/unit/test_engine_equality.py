@@ -15,14 +15,7 @@ from sakuga.wan.loading import load_model, locate
 from stock_pipeline import as_images, assert_same, clip, picture, render, stock
 from tiny_wan import tiny_control, tiny_t2v, tiny_ti2v, tiny_two_experts, tiny_vace
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Operations are so small here that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

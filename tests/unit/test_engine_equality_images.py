@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sakuga.engine import RenderInputs
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from stock_pipeline import as_images, assert_same, clip, picture, render, stock
 from tiny_wan import (
     TinyClip,
@@ -24,20 +23,7 @@ from tiny_wan import (
     tiny_two_experts,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def of_images(**images) -> RenderInputs:

@@ -25,25 +25,10 @@ from sakuga.errors import (
 from sakuga.media import read_video, video_sha256
 from sakuga.recipe import LoraRef, RenderRecipe, StepCache, VideoRef
 from sakuga.wan.caching import BranchCache
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from sakuga.wan.weights import file_sha256
 from tiny_wan import tiny_t2v
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Operations are so small here that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

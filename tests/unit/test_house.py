@@ -22,7 +22,7 @@ SRC = ROOT / "src" / "sakuga"
 MAX_FILE_LINES = 400
 MAX_JOB_LINES = 60
 MAX_SRC_LINES = 16_000
-"""Of code, without docstrings and comments. 12,000 were meant for the whole; engine, cost model and job store fill them."""
+"""Of code, without docstrings and comments. 12,000 were meant for the whole; engine, costs and job store fill them."""
 MAX_FUNCTION_LINES = 60
 MAX_LONG_FUNCTIONS = 12
 EMBEDDED_BYTES = 24 * 2**20

@@ -12,7 +12,6 @@ from sakuga.engine.plan import ExecutionPlan
 from sakuga.errors import PlanError
 from sakuga.recipe import LoraRef
 from sakuga.wan.memory import MemoryPlan
-from sakuga.wan.mini.tokenizer import save_tokenizer
 from sakuga.wan.offload import Lendable, Offloader
 from sakuga.wan.precision import PRECISIONS, quantization
 from small_lora import lora_for
@@ -20,13 +19,6 @@ from stock_pipeline import clip, render
 from tiny_wan import tiny_t2v, tiny_two_experts, tiny_vace
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 1024)
-    return folder
 
 
 class Counted(Lendable):

@@ -57,7 +57,9 @@ Tiling = Annotated[
 Memory = Annotated[
     str, typer.Option(help="Where weights wait: resident, components, layers:BYTES (as in layers:12GB) or disk.")
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Blocks of the DiT through torch.compile.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Blocks of the DiT through torch.compile; not verified, so with --unverified.")
+]
 HotLoras = Annotated[bool, typer.Option("--hot-loras", help="LoRAs beside the weights, not fused into them.")]
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="Start combinations that were never held to the plain render.")

@@ -18,17 +18,17 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from sakuga.errors import BusyError, StoreError, shown
-from sakuga.jobstore.schema import metadata
+from sakuga.jobstore.migrate import migrate
 
 BUSY_TIMEOUT_S = 10
 FORMS = "write sqlite:///FILE or postgresql://..."
 
 
 def open_database(url: str) -> Engine:
-    """The engine of `sqlite:///FILE` or `postgresql+psycopg://...`, its tables made if they are not there.
+    """The engine of `sqlite:///FILE` or `postgresql+psycopg://...`, its tables made or brought up to date.
 
-    Raises StoreError for an address that cannot be used and for a file that is damaged; BusyError when another process
-    owns the file.
+    Raises StoreError for an address that cannot be used, a file that is damaged and tables of a newer program;
+    BusyError when another process owns the file.
     """
     try:
         address = make_url(url)
@@ -41,7 +41,7 @@ def open_database(url: str) -> Engine:
     else:
         raise StoreError(f"{shown(url)} is no database for jobs; {FORMS}")
     try:
-        metadata.create_all(engine)
+        migrate(engine)
     except DatabaseError as error:
         raise StoreError(f"{shown(url)} cannot be used: {error.orig}; check the address and its rights") from error
     return engine

@@ -83,8 +83,8 @@ class LeasedRenders:
             connection.execute(insert(attempts).values(**attempt, first_step=row.step))
             self._tell_jobs(connection, row.id, RUNNING, {"step": row.step, "num_steps": row.num_steps})
         return Claim(
-            render_id=row.id, fence=row.fence, lane=lane.name, lease_until=row.lease_until, recipe=row.recipe,
-            num_steps=row.num_steps, snapshot_key=row.snapshot_key,
+            render_id=row.id, tenant=row.tenant, fence=row.fence, lane=lane.name, lease_until=row.lease_until,
+            recipe=row.recipe, num_steps=row.num_steps, snapshot_key=row.snapshot_key,
         )  # fmt: skip
 
     def heartbeat(self, claim: Claim, step: int) -> Orders:

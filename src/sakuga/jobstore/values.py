@@ -75,6 +75,7 @@ class Claim:
     """A lane's hold on a render, good until `lease_until` and for as long as nobody has a higher fence."""
 
     render_id: str
+    tenant: str
     fence: int
     lane: str
     lease_until: float

@@ -1,0 +1,258 @@
+"""A lane's turn with a render: what is stored, what the store hears, and that nothing is lost or done twice."""
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from sakuga.engine import LocalEngine, RenderInputs
+from sakuga.farm.lane import LaneWork, Outcome
+from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
+from sakuga.jobstore.leases import MAX_ATTEMPTS
+from sakuga.recipe import RenderRecipe
+from sakuga.storage.objects import FolderObjects
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return LocalEngine.load("wan-mini")
+
+
+def recipe_for(engine, seed: int = 1) -> RenderRecipe:
+    return RenderRecipe(
+        model="wan-mini", weights_sha256=engine.model.weights_sha256, prompt="A dancer.", width=32, height=32,
+        num_frames=5, num_inference_steps=NUM_STEPS, seed=seed,
+    )  # fmt: skip
+
+
+def submit(store, recipe: RenderRecipe):
+    return store.submit(
+        NewJob(
+            tenant="app", render_key=recipe.render_key, model=recipe.model, recipe=recipe.as_dict(), request={},
+            num_steps=recipe.num_inference_steps, work_s=1.0,
+        )
+    )  # fmt: skip
+
+
+class Clock:
+    offset = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.offset
+
+
+@pytest.fixture
+def farm(tmp_path, engine):
+    """A store, objects, and lanes by number."""
+
+    class Farm:
+        clock = Clock()
+        store = JobStore(open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}"), clock)
+        renders = LeasedRenders(store)
+        objects = FolderObjects(tmp_path / "objects")
+        recipe = recipe_for(engine)
+
+        def lane(self, number: int, **fields) -> LaneWork:
+            return LaneWork(
+                lane=Lane(name=f"lane-{number}", models=("wan-mini",)),
+                renders=self.renders,
+                objects=self.objects,
+                engine_for=lambda recipe: engine,
+                inputs_for=lambda recipe: RenderInputs(),
+                **({"snapshot_steps": 2} | fields),
+            )
+
+        def submitted(self):
+            return submit(self.store, self.recipe)
+
+    yield Farm()
+    Farm.store.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, engine):
+    """sha256 of the video that nobody interrupted."""
+    from sakuga.engine import write_render
+    from sakuga.storage.objects import sha256_of
+
+    folder = tmp_path_factory.mktemp("expected")
+    recipe = recipe_for(engine)
+    video = engine.render(recipe)
+    return sha256_of(write_render(video, engine.receipt(recipe, video), folder, "video").video)
+
+
+def during_step(monkeypatch, engine, number: int, act):
+    """`act` in the middle of that step, once."""
+    step, done = LocalEngine.step, []
+
+    def acting(self, state):
+        if state.step == number and not done:
+            done.append(number)
+            act()
+        return step(self, state)
+
+    monkeypatch.setattr(LocalEngine, "step", acting)
+
+
+def test_a_render_is_published_whole(farm, expected):
+    job = farm.submitted()
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    done = farm.store.get("app", job.id)
+    assert (done.state, done.artifact.sha256) == ("completed", expected)
+    names = farm.objects.names("app")
+    assert [Path(name).name for name in names] == [
+        "manifest.json", "video.json", "video.mp4", "video.sprites.webp", "video.webp",
+    ]  # fmt: skip
+    manifest = json.loads((farm.objects.root / done.artifact.prefix / "manifest.json").read_text())
+    assert set(manifest) == {name for name in names if not name.endswith("manifest.json")}
+    assert done.artifact.receipt["key"] == farm.recipe.render_key
+    assert farm.lane(1).run_one() is None
+
+
+def test_a_cancelled_render_stops_at_the_next_step(farm, engine, monkeypatch):
+    job = farm.submitted()
+    during_step(monkeypatch, engine, 2, lambda: farm.store.cancel("app", job.id))
+    assert farm.lane(1).run_one() is Outcome.CANCELLED
+    assert farm.store.get("app", job.id).step == 3
+    assert farm.lane(2).run_one() is None
+    assert not any("video" in Path(name).name for name in farm.objects.names("app"))
+
+
+def test_a_render_that_makes_room_goes_on_elsewhere_to_the_same_bits(farm, engine, monkeypatch, expected):
+    job = farm.submitted()
+    during_step(monkeypatch, engine, 2, lambda: farm.renders.ask_to_yield(job.render_id))
+    assert farm.lane(1).run_one() is Outcome.YIELDED
+    assert farm.store.get("app", job.id).state == "queued"
+    first_steps = []
+    during_step(monkeypatch, engine, 3, lambda: first_steps.append(3))
+    assert farm.lane(2).run_one() is Outcome.COMPLETED
+    assert first_steps == [3], "not from the beginning"
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_a_lane_that_closes_saves_its_render(farm, expected):
+    job = farm.submitted()
+    assert farm.lane(1, should_close=lambda: True).run_one() is Outcome.YIELDED
+    assert farm.store.get("app", job.id).step == 1
+    assert farm.lane(2).run_one() is Outcome.COMPLETED
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_a_fault_of_the_farm_costs_the_job_nothing(farm, engine, monkeypatch, expected):
+    job = farm.submitted()
+
+    def broken():
+        raise OSError(5, "Input/output error")
+
+    during_step(monkeypatch, engine, 3, broken)
+    assert farm.lane(1).run_one() is Outcome.LOST
+    assert farm.lane(1).run_one() is None, "that lane is kept away from it"
+    assert farm.lane(2).run_one() is Outcome.COMPLETED
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_a_fault_of_the_job_is_told_with_its_code(farm, engine, monkeypatch):
+    job = farm.submitted()
+    norm = engine.model.pipe.dit.blocks[0].norm1
+    hook = norm.register_forward_hook(lambda module, args, out: out * float("nan"))
+    try:
+        for _ in range(MAX_ATTEMPTS):
+            assert farm.lane(1).run_one() is Outcome.FAILED
+    finally:
+        hook.remove()
+    failed = farm.store.get("app", job.id)
+    assert (failed.state, failed.error_code) == ("failed", "E_NAN")
+
+
+def test_a_lane_that_was_overtaken_publishes_nothing(farm, engine, monkeypatch, expected):
+    job, outcomes = farm.submitted(), []
+
+    def overtake():
+        farm.clock.offset += 100
+        farm.renders.reap()
+        outcomes.append(farm.lane(2).run_one())
+
+    during_step(monkeypatch, engine, 4, overtake)
+    assert farm.lane(1).run_one() is Outcome.OVERTAKEN
+    assert outcomes == [Outcome.COMPLETED]
+    done = farm.store.get("app", job.id)
+    assert done.artifact.sha256 == expected and done.artifact.prefix.endswith("/2/video")
+    assert not [name for name in farm.objects.names(f"app/{job.render_id}/1") if "video" in name]
+
+
+def test_a_snapshot_that_is_damaged_means_from_the_beginning(farm, expected):
+    job = farm.submitted()
+    assert farm.lane(1, should_close=lambda: True).run_one() is Outcome.YIELDED
+    (snapshot,) = farm.objects.names("app")
+    path = farm.objects.root / snapshot
+    path.write_bytes(path.read_bytes()[:1000])
+    assert farm.lane(2).run_one() is Outcome.COMPLETED
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_the_lease_lives_through_a_stage_that_is_longer_than_it(farm, engine, monkeypatch):
+    farm.renders = LeasedRenders(farm.store, lease_s=0.5)
+    farm.submitted()
+    finish = LocalEngine.finish
+
+    def slow(self, state):
+        time.sleep(1.2)
+        assert farm.renders.reap() == 0
+        return finish(self, state)
+
+    monkeypatch.setattr(LocalEngine, "finish", slow)
+    assert farm.lane(1, heartbeat_s=0.1).run_one() is Outcome.COMPLETED
+
+
+def test_a_lane_that_is_killed_in_a_step_loses_nothing(tmp_path, engine, expected):
+    """kill -9 of the whole process, the store's owner with it."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_lane_that_waits_in_step_four, args=(str(tmp_path), theirs))
+    process.start()
+    job_id = ours.recv()
+    assert ours.recv() == "in step 4"
+    process.kill()
+    process.join()
+    clock = Clock()
+    store = JobStore(open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}"), clock)
+    assert store.get("app", job_id).state == "running"
+    clock.offset += 100
+    renders = LeasedRenders(store)
+    assert renders.reap() == 1
+    assert store.get("app", job_id).step == 4
+    work = LaneWork(
+        lane=Lane(name="lane-2", models=("wan-mini",)), renders=renders, objects=FolderObjects(tmp_path / "objects"),
+        engine_for=lambda recipe: engine, inputs_for=lambda recipe: RenderInputs(),
+    )  # fmt: skip
+    assert work.run_one() is Outcome.COMPLETED
+    assert store.get("app", job_id).artifact.sha256 == expected
+
+
+def _lane_that_waits_in_step_four(folder: str, pipe) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    engine = LocalEngine.load("wan-mini")
+    store = JobStore(open_database(f"sqlite:///{folder}/jobs.sqlite"))
+    pipe.send(submit(store, recipe_for(engine)).id)
+    step = LocalEngine.step
+
+    def waiting(self, state):
+        if state.step == 4:
+            pipe.send("in step 4")
+            time.sleep(60)
+        return step(self, state)
+
+    LocalEngine.step = waiting
+    LaneWork(
+        lane=Lane(name="lane-1", models=("wan-mini",)), renders=LeasedRenders(store),
+        objects=FolderObjects(Path(folder) / "objects"), engine_for=lambda recipe: engine,
+        inputs_for=lambda recipe: RenderInputs(), snapshot_steps=2,
+    ).run_one()  # fmt: skip

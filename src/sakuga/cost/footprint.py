@@ -124,6 +124,11 @@ def model_parts(card: ModelCard, precision: str, *, num_hot_loras: int = 0) -> t
     return tuple(parts)
 
 
+def num_hot_loras(recipe: RenderRecipe, execution: Execution, precision: str) -> int:
+    """LoRAs beside the weights: when asked for, and always where those are quantized, to which nothing can be added."""
+    return len(recipe.loras) if execution.hot_loras or precision in QUANTIZED else 0
+
+
 def blocks_on_device(part: PartBytes, plan: MemoryPlan) -> int:
     """Blocks that stay on the device: all of them, as many as the budget holds, or none."""
     if plan.kind == "disk":
@@ -145,8 +150,7 @@ def stages(
 ) -> tuple[StageBytes, StageBytes, StageBytes]:
     """Encode, denoise and decode on rank 0."""
     plan = execution.memory
-    # Beside quantized weights LoRAs always are: nothing can be added to those.
-    num_loras = len(recipe.loras) if execution.hot_loras or precision in QUANTIZED else 0
+    num_loras = num_hot_loras(recipe, execution, precision)
     parts = {part.name: part for part in model_parts(card, precision, num_hot_loras=num_loras)}
     everything = sum(part.total_bytes for part in parts.values())
     resident = plan.kind == "resident"

@@ -21,6 +21,7 @@ from sakuga.cost.footprint import (
     StageBytes,
     blocks_on_device,
     model_parts,
+    num_hot_loras,
     stages,
     value_bytes,
 )
@@ -110,7 +111,7 @@ def estimate(
     done = rest + blocks * block_share
 
     plan = execution.parallel
-    parts = model_parts(card, precision, num_hot_loras=len(recipe.loras) if execution.hot_loras else 0)
+    parts = model_parts(card, precision, num_hot_loras=num_hot_loras(recipe, execution, precision))
     exchange_s = _exchange_s(recipe, card, execution, device, precision) * block_share
     num_blocks = card.dit.num_layers + (card.dit.num_vace_layers if has_vace(recipe, card) else 0)
     compute_s = device.seconds(done * (1 / plan.sequence_degree), precision) + num_blocks * block_share * device.block_s

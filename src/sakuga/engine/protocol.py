@@ -1,5 +1,6 @@
 """What every engine can do, however many processes it runs in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,4 +29,12 @@ class RenderEngine(Protocol):
 
     def restore(self, path: Path, recipe: RenderRecipe | None = None) -> RenderState:
         """The state of a snapshot, of `recipe` if one is given; going on from it gives the same bits."""
+        ...
+
+    def add_loras(self, paths: Sequence[Path]) -> None:
+        """Read LoRAs that recipes will name, as a restored render needs them."""
+        ...
+
+    def receipt(self, recipe: RenderRecipe, video: Video) -> dict[str, object]:
+        """What made this video, as plain values for JSON."""
         ...

@@ -19,8 +19,8 @@ from enum import Enum
 from pathlib import Path
 
 from sakuga.engine.artifacts import write_render
-from sakuga.engine.local import LocalEngine
 from sakuga.engine.loop import Decision, SnapshotEvery, denoise, strongest
+from sakuga.engine.protocol import RenderEngine
 from sakuga.engine.state import RenderInputs, RenderState
 from sakuga.errors import InputError, LeaseLostError, LoraError, NumericsError, SakugaError
 from sakuga.jobstore import Artifact, Claim, Lane, LeasedRenders
@@ -78,7 +78,7 @@ class LaneWork:
     lane: Lane
     renders: LeasedRenders
     objects: ObjectStore
-    engine_for: Callable[[RenderRecipe], LocalEngine]
+    engine_for: Callable[[RenderRecipe], RenderEngine]
     """Loads what the recipe asks for, or gives what is loaded."""
     inputs_for: Callable[[RenderRecipe], RenderInputs]
     """Images, videos and LoRAs that the recipe names by hash."""
@@ -144,7 +144,7 @@ class LaneWork:
         return Outcome.COMPLETED
 
     def _begin(
-        self, claim: Claim, recipe: RenderRecipe, engine: LocalEngine, inputs: RenderInputs, scratch: Path
+        self, claim: Claim, recipe: RenderRecipe, engine: RenderEngine, inputs: RenderInputs, scratch: Path
     ) -> RenderState:
         """From the last snapshot; from the start, if there is none or it has gone."""
         if claim.snapshot_key is not None:
@@ -172,7 +172,7 @@ class LaneWork:
 
         return control
 
-    def _save(self, claim: Claim, engine: LocalEngine, state: RenderState, scratch: Path) -> None:
+    def _save(self, claim: Claim, engine: RenderEngine, state: RenderState, scratch: Path) -> None:
         """A snapshot under a name of its own; the one before goes when the store knows this one."""
         path = scratch / "snapshot.safetensors"
         engine.snapshot(state, path)

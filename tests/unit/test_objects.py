@@ -1,13 +1,18 @@
 """The contract of object stores, on a folder and on a server that speaks S3."""
 
+import contextlib
 import hashlib
 import os
+import socket
+import subprocess
+import sys
+import time
 
 import boto3
 import pytest
 
 from sakuga.errors import ConflictError, DiskFullError, InputError, NotFoundError, StorageError
-from sakuga.storage.objects import FolderObjects, S3Objects, check_name
+from sakuga.storage.objects import FolderObjects, S3Objects, check_name, client_config, open_objects
 
 DATA = b"a video" * 1000
 
@@ -23,15 +28,47 @@ def moto_url():
 
 def client_of(url: str):
     return boto3.client(
-        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
-    )
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret",
+        config=client_config(),
+    )  # fmt: skip
 
 
-@pytest.fixture(params=["folder", "moto"])
+@pytest.fixture(scope="session")
+def nanio_url(tmp_path_factory):
+    """Checks signatures, which moto does not; ignores conditional writes, which moto heeds."""
+    pytest.importorskip("nanio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "nanio",
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]
+    command += ["--data-dir", str(tmp_path_factory.mktemp("nanio"))]
+    keys = {"NANIO_ACCESS_KEY": "key", "NANIO_SECRET_KEY": "secret"}
+    server = subprocess.Popen(command, env=os.environ | keys)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(params=["folder", "moto", "nanio"])
 def objects(request, tmp_path):
     if request.param == "folder":
         return FolderObjects(tmp_path / "objects")
-    client = client_of(request.getfixturevalue("moto_url"))
+    client = client_of(request.getfixturevalue(f"{request.param}_url"))
     bucket = f"bucket-{os.urandom(6).hex()}"
     client.create_bucket(Bucket=bucket)
     return S3Objects(client, bucket, "some/prefix", part_bytes=5 * 2**20)
@@ -127,3 +164,39 @@ def test_a_server_that_is_not_there(file):
     )  # fmt: skip
     with pytest.raises(StorageError, match="check the endpoint"):
         S3Objects(client, "bucket").put("a", file)
+
+
+def test_a_wrong_secret_is_told_and_leaves_nothing(nanio_url, file):
+    right = client_of(nanio_url)
+    right.create_bucket(Bucket="locked")
+    wrong = boto3.client(
+        "s3", endpoint_url=nanio_url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="other"
+    )
+    with pytest.raises(StorageError, match="check credentials and rights"):
+        S3Objects(wrong, "locked").put("a", file)
+    assert S3Objects(right, "locked").names("a") == []
+
+
+def test_an_address_opens_the_object_and_no_other(nanio_url, file):
+    import urllib.error
+    import urllib.request
+
+    client = client_of(nanio_url)
+    client.create_bucket(Bucket="signed")
+    objects = S3Objects(client, "signed")
+    objects.put("a/b", file)
+    address = objects.url("a/b")
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.read() == DATA
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(address.replace("a/b", "a/c"), timeout=10)
+
+
+def test_a_place_for_results_by_its_address(tmp_path, monkeypatch):
+    assert isinstance(open_objects(tmp_path), FolderObjects)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    found = open_objects("s3://bucket/some/prefix", endpoint_url="http://127.0.0.1:9")
+    assert isinstance(found, S3Objects) and (found.bucket, found.prefix) == ("bucket", "some/prefix")
+    for wrong in ("s3://", "gs://bucket", "https://host/x"):
+        with pytest.raises(InputError):
+            open_objects(wrong)

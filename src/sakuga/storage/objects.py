@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sakuga.errors import ConflictError, InputError, NotFoundError, StorageError, shown
 from sakuga.media.files import output_error, sync_file
 from sakuga.storage.s3 import Paginator
+
+if TYPE_CHECKING:
+    from botocore.config import Config
 
 CHUNK_BYTES = 2**20
 PART_BYTES = 64 * 2**20
@@ -79,6 +82,28 @@ class ObjectStore(Protocol):
     def url(self, name: str, seconds: int = MAX_SIGNED_S) -> str | None:
         """An address from which anybody can read the object for a while; None where there is no such thing."""
         ...
+
+
+def open_objects(address: str | Path, *, endpoint_url: str | None = None) -> ObjectStore:
+    """A folder, or `s3://bucket/prefix` with credentials as boto3 finds them. Raises InputError for another scheme."""
+    text = str(address)
+    if text.startswith("s3://"):
+        import boto3
+
+        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise InputError(f"{shown(text)} names no bucket; write s3://bucket/prefix")
+        return S3Objects(boto3.client("s3", endpoint_url=endpoint_url, config=client_config()), bucket, prefix)
+    if "://" in text:
+        raise InputError(f"{shown(text)} is no place for results; give a local folder or s3://bucket/prefix")
+    return FolderObjects(Path(text))
+
+
+def client_config() -> Config:
+    """Signatures of version 4, also for addresses; no checksums that some servers do not know."""
+    from botocore.config import Config
+
+    return Config(signature_version="s3v4", request_checksum_calculation="when_required")
 
 
 def check_name(name: str) -> str:

@@ -110,8 +110,14 @@ class LeasedRenders:
             return row.snapshot_key
 
     def publish(self, claim: Claim, artifact: Artifact) -> None:
-        """The video is in storage: the render and its jobs are completed. Raises LeaseLostError."""
+        """The video is in storage: the render and its jobs are completed. Raises LeaseLostError.
+
+        Once more after a lost answer changes nothing: an error does not mean that it was not done.
+        """
         with self._store.engine.begin() as connection:
+            mine = and_(artifacts.c.render_id == claim.render_id, artifacts.c.prefix == artifact.prefix)
+            if connection.execute(select(artifacts.c.id).where(mine)).first() is not None:
+                return
             row = self._held(connection, claim)
             artifact_id = new_id("artifact")
             connection.execute(

@@ -8,7 +8,7 @@ import pytest
 
 from sakuga.errors import BusyError, ConflictError, LeaseLostError, NotFoundError, RecipeError, StoreError
 from sakuga.jobstore import Artifact, Idempotency, JobStore, Lane, LeasedRenders, NewJob, open_database
-from sakuga.jobstore.leases import MAX_ATTEMPTS, MAX_LOST
+from sakuga.jobstore.leases import AVOID_S, MAX_ATTEMPTS, MAX_LOST
 from sakuga.jobstore.schema import metadata
 
 JOB = NewJob(
@@ -262,6 +262,63 @@ def test_a_job_that_is_deleted_while_it_runs_stops(store, lanes):
     assert lanes.heartbeat(claim, 1).cancel
 
 
+def test_a_video_that_nobody_wants_any_more_is_not_published(store, lanes):
+    job = store.submit(JOB)
+    claim = lanes.claim(LANE)
+    store.delete("app", job.id)
+    assert lanes.publish(claim, VIDEO) is False
+    with pytest.raises(LeaseLostError):
+        lanes.heartbeat(claim, 1)
+    with store.engine.begin() as connection:
+        assert connection.execute(metadata.tables["artifacts"].select()).all() == []
+
+
+def test_the_only_lane_of_a_farm_may_try_again_after_a_while(store, lanes, clock):
+    job = store.submit(JOB)
+    lanes.lost(lanes.claim(LANE), "the disk was full")
+    assert lanes.claim(LANE) is None
+    clock.now += AVOID_S
+    assert lanes.claim(LANE).render_id == job.render_id
+
+
+def test_many_that_wait_for_another_lane_do_not_hide_the_rest(store, lanes):
+    for number in range(12):
+        store.submit(replace(JOB, render_key=f"{number:064d}"))
+    for _ in range(11):
+        lanes.lost(lanes.claim(LANE), "the disk was full")
+    assert lanes.claim(LANE) is not None
+    assert lanes.claim(LANE) is None
+
+
+def test_all_who_shared_a_render_cancel_at_once(store, lanes):
+    made = [store.submit(JOB) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        assert {job.state for job in threads.map(lambda job: store.cancel("app", job.id), made)} == {"cancelled"}
+    assert lanes.claim(LANE) is None
+
+
+def test_jobs_that_come_while_others_are_cancelled_are_never_forgotten(store, lanes):
+    def submit_or_cancel(number: int) -> str:
+        job = store.submit(JOB)
+        return job.id if number % 2 else store.cancel("app", job.id).id
+
+    with ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(submit_or_cancel, range(24)))
+    wanted = [job_id for number, job_id in enumerate(ids) if number % 2]
+    while (claim := lanes.claim(LANE)) is not None:
+        lanes.publish(claim, replace(VIDEO, prefix=f"app/{claim.render_id}"))
+    assert {store.get("app", job_id).state for job_id in wanted} == {"completed"}
+
+
+def test_two_first_videos_of_a_tenant_at_once(store, lanes):
+    for number in range(2):
+        store.submit(replace(JOB, render_key=f"{number:064d}"))
+    claims = [lanes.claim(LANE), lanes.claim(OTHER)]
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda claim: lanes.publish(claim, replace(VIDEO, prefix=claim.render_id)), claims))
+    assert done == [True, True]
+
+
 def test_listing(store):
     made = [store.submit(replace(JOB, render_key=f"{number:064d}")) for number in range(5)]
     page, more = store.page("app", limit=2)
@@ -270,6 +327,7 @@ def test_listing(store):
     assert [job.id for job in page] == [made[2].id, made[1].id, made[0].id] and not more
     assert store.page("app", newest_first=False, limit=1)[0][0].id == made[0].id
     assert store.page("nobody") == ([], False)
+    assert len(store.page("app", limit=1000)[0]) == 5
 
 
 def test_what_is_not_yours_is_not_there(store):

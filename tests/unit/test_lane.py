@@ -136,6 +136,33 @@ def test_a_render_that_makes_room_goes_on_elsewhere_to_the_same_bits(farm, engin
     assert farm.store.get("app", job.id).artifact.sha256 == expected
 
 
+def test_a_job_that_is_deleted_while_it_is_decoded_leaves_nothing(farm, monkeypatch):
+    job, finish = farm.submitted(), LocalEngine.finish
+
+    def deleting(self, state):
+        farm.store.delete("app", job.id)
+        return finish(self, state)
+
+    monkeypatch.setattr(LocalEngine, "finish", deleting)
+    assert farm.lane(1).run_one() is Outcome.CANCELLED
+    assert farm.objects.names("app") == []
+
+
+def test_a_store_that_cannot_be_asked_for_a_moment_costs_nothing(farm, engine, monkeypatch, expected):
+    job, heartbeat, failed = farm.submitted(), farm.renders.heartbeat, []
+
+    def sometimes(claim, step):
+        if len(failed) < 3:
+            failed.append(step)
+            raise OSError("no connection")
+        return heartbeat(claim, step)
+
+    monkeypatch.setattr(farm.renders, "heartbeat", sometimes)
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert len(failed) == 3
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
 def test_a_lane_that_closes_saves_its_render(farm, expected):
     job = farm.submitted()
     assert farm.lane(1, should_close=lambda: True).run_one() is Outcome.YIELDED

@@ -22,8 +22,16 @@ from sakuga.engine.artifacts import write_render
 from sakuga.engine.loop import Decision, SnapshotEvery, denoise, strongest
 from sakuga.engine.protocol import RenderEngine
 from sakuga.engine.state import RenderInputs, RenderState
-from sakuga.errors import InputError, LeaseLostError, LoraError, NumericsError, SakugaError
-from sakuga.jobstore import Artifact, Claim, Lane, LeasedRenders
+from sakuga.errors import (
+    ConflictError,
+    InputError,
+    LeaseLostError,
+    LoraError,
+    NotFoundError,
+    NumericsError,
+    SakugaError,
+)
+from sakuga.jobstore import Artifact, Claim, Lane, LeasedRenders, Orders
 from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import ObjectStore
 
@@ -39,6 +47,8 @@ MANIFEST = "manifest.json"
 """Written last: what is in storage without it belongs to nobody."""
 THE_JOBS_OWN = (InputError, LoraError, NumericsError)
 """Errors that another lane would meet too."""
+OF_STORAGE = (NotFoundError, ConflictError)
+"""Errors that are about what is stored, and no fault of the job's input."""
 
 
 class Outcome(Enum):
@@ -104,10 +114,11 @@ class LaneWork:
                 yield outcome
             except LeaseLostError:
                 raise
-            except THE_JOBS_OWN as error:
-                self.renders.failed(claim, error.code, error.message)
-                outcome[:] = [Outcome.FAILED]
             except Exception as error:
+                if isinstance(error, THE_JOBS_OWN) and not isinstance(error, OF_STORAGE):
+                    self.renders.failed(claim, error.code, error.message)
+                    outcome[:] = [Outcome.FAILED]
+                    return
                 logger.exception("render=%s lane=%s", claim.render_id, claim.lane)
                 reason = error.message if isinstance(error, SakugaError) else f"{type(error).__name__}: {error}"
                 self.renders.lost(claim, reason)
@@ -132,16 +143,22 @@ class LaneWork:
             )
             if not end.is_done:
                 self.renders.released(claim)
-                return Outcome.CANCELLED if end.decision is Decision.CANCEL else Outcome.YIELDED
+                if end.decision is not Decision.CANCEL:
+                    return Outcome.YIELDED
+                return Outcome.CANCELLED
             video = engine.finish(end.state)
             pulse.beat(end.state.step)
             receipt = engine.receipt(recipe, video)
             write_render(video, receipt, scratch, "video")
-            self.renders.publish(claim, self._store(claim, scratch, receipt))
-        for leftover in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
-            if SNAPSHOT in leftover:
-                self.objects.delete(leftover)
-        return Outcome.COMPLETED
+            is_wanted = self.renders.publish(claim, self._store(claim, scratch, receipt))
+        self._clean_up(claim, everything=not is_wanted)
+        return Outcome.COMPLETED if is_wanted else Outcome.CANCELLED
+
+    def _clean_up(self, claim: Claim, *, everything: bool) -> None:
+        """Remove the snapshots of a render that has ended, or all that was stored for it."""
+        for name in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
+            if everything or name.rpartition("/")[2].startswith(SNAPSHOT):
+                self.objects.delete(name)
 
     def _begin(
         self, claim: Claim, recipe: RenderRecipe, engine: RenderEngine, inputs: RenderInputs, scratch: Path
@@ -162,7 +179,7 @@ class LaneWork:
 
         def control(state: RenderState) -> Decision:
             pulse.beat(state.step)
-            orders = self.renders.heartbeat(claim, state.step)
+            orders = self._orders(claim, state.step)
             wishes = [every(state)]
             if orders.cancel:
                 wishes.append(Decision.CANCEL)
@@ -171,6 +188,16 @@ class LaneWork:
             return strongest(wishes)
 
         return control
+
+    def _orders(self, claim: Claim, step: int) -> Orders:
+        """What the farm wants; nothing while the store cannot be asked, for as long as the lease lasts."""
+        try:
+            return self.renders.heartbeat(claim, step)
+        except LeaseLostError:
+            raise
+        except Exception as error:  # noqa: BLE001  # of the database or on the way to it
+            logger.warning("render=%s heartbeat: %s", claim.render_id, error)
+            return Orders()
 
     def _save(self, claim: Claim, engine: RenderEngine, state: RenderState, scratch: Path) -> None:
         """A snapshot under a name of its own; the one before goes when the store knows this one."""
@@ -195,19 +222,17 @@ class LaneWork:
     @contextlib.contextmanager
     def _alive(self, claim: Claim) -> Generator[_Pulse]:
         """Inside, a thread renews the lease through stages that have no steps."""
-        pulse, over = _Pulse(claim=claim), threading.Event()
+        pulse, over = _Pulse(claim=claim, step=claim.first_step), threading.Event()
 
         def beats() -> None:
             while not over.wait(self.heartbeat_s):
                 if time.monotonic() - pulse.progress_at > STALL_S:
                     logger.error("render=%s makes no progress; its lease is left to end", claim.render_id)
-                    return
+                    continue
                 try:
-                    self.renders.heartbeat(claim, pulse.step)
+                    self._orders(claim, pulse.step)
                 except LeaseLostError:
                     return  # the next step hears of it
-                except SakugaError as error:
-                    logger.warning("render=%s heartbeat: %s", claim.render_id, error)
 
         thread = threading.Thread(target=beats, name=f"heartbeat-{claim.render_id}", daemon=True)
         thread.start()

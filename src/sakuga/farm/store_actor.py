@@ -7,10 +7,12 @@ PostgreSQL needs none of this.     Run: pytest tests/ray/test_store_actor.py
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sakuga.errors import SakugaError, StoreError
 from sakuga.jobstore import JobStore, LeasedRenders, open_database
@@ -61,6 +63,8 @@ class _Remote:
                     cause = error.cause
                     raise cause if isinstance(cause, SakugaError) else error from None
                 except RayActorError as error:  # it is being started again
+                    if not _bears_a_second_time(name, args, kwargs):
+                        raise StoreError(f"whether {name} was done is not known, the jobs' owner died; look") from error
                     if time.monotonic() > deadline:
                         raise StoreError(
                             f"the owner of the job store does not come back: {error}; see its log"
@@ -70,12 +74,25 @@ class _Remote:
         return ask
 
 
+SAFE = frozenset(
+    ("get", "page", "events_after", "queued_work_s", "cancel", "heartbeat", "saved", "publish", "reap", "ask_to_yield")
+)
+
+
+def _bears_a_second_time(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether to do it twice is to do it once; a submission by its key. A claim that got lost ends with its lease."""
+    return name in SAFE or (name == "submit" and (len(args) > 1 or "idempotency_key" in kwargs))
+
+
 def connect(url: str, *, lease_s: float = 30.0) -> tuple[JobStore, LeasedRenders]:
     """The store of this cluster, by its one owner for SQLite and directly for PostgreSQL."""
     if not url.startswith("sqlite"):
         store = JobStore(open_database(url))
         return store, LeasedRenders(store, lease_s)
-    owner = cast("ray.actor.ActorHandle", ray.remote(StoreOwner).options(**OPTIONS).remote(url, lease_s))
+    url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).resolve()}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the file is
+    started = ray.remote(StoreOwner).options(**OPTIONS, scheduling_strategy=here).remote(url, lease_s)
+    owner = cast("ray.actor.ActorHandle", started)
     sides = {"store": JobStore, "renders": LeasedRenders}
     remote = [_Remote(owner, side, _public(kind)) for side, kind in sides.items()]
     return cast("JobStore", remote[0]), cast("LeasedRenders", remote[1])

@@ -8,10 +8,12 @@ full disk) costs the job nothing and keeps that lane away from it; a render with
 up, as it may be what kills them.     Run: pytest tests/unit/test_jobstore.py
 """
 
+import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Text, and_, cast, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from sakuga.errors import LeaseLostError
 from sakuga.jobstore.queue import Candidate, choose, faded
@@ -37,8 +39,10 @@ MAX_ATTEMPTS = 2
 """Failures of its own after which a render has failed."""
 MAX_LOST = 3
 """Lanes that may be lost with a render."""
+AVOID_S = 300.0
+"""How long a lane that was lost with a render is kept away from it."""
 NUM_LOOKED_AT = 8
-"""Of each tenant, class and model: the first may avoid this lane."""
+"""Of each tenant, class and model: other lanes may reach for the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,30 +65,34 @@ class LeasedRenders:
         """The render that this lane should do now; None when there is none for it."""
         with self._store.engine.begin() as connection:
             now = self._store.clock()
-            chosen = choose(self._candidates(connection, lane, now), lane.loaded, now)
-            if chosen is None:
-                return None
-            row = connection.execute(
-                update(renders)
-                .where(renders.c.id == chosen.render_id, renders.c.state == QUEUED)
-                .values(
-                    state=RUNNING,
-                    fence=renders.c.fence + 1,
-                    lane=lane.name,
-                    lease_until=now + self._lease_s,
-                    started_at=now,
-                    must_yield=False,
-                )
-                .returning(renders)
-            ).first()
-            if row is None:  # another lane, on PostgreSQL
-                return None
+            row, candidates = None, self._candidates(connection, lane, now)
+            while row is None:
+                chosen = choose(candidates, lane.loaded, now)
+                if chosen is None:
+                    return None
+                candidates = [each for each in candidates if each is not chosen]
+                free = select(renders.c.id).where(renders.c.id == chosen.render_id, renders.c.state == QUEUED)
+                if connection.execute(free.with_for_update(skip_locked=True)).first() is None:
+                    continue  # another lane has it, on PostgreSQL
+                row = connection.execute(
+                    update(renders)
+                    .where(renders.c.id == chosen.render_id)
+                    .values(
+                        state=RUNNING,
+                        fence=renders.c.fence + 1,
+                        lane=lane.name,
+                        lease_until=now + self._lease_s,
+                        started_at=now,
+                        must_yield=False,
+                    )
+                    .returning(renders)
+                ).one()
             attempt = {"render_id": row.id, "fence": row.fence, "lane": lane.name, "started_at": now}
             connection.execute(insert(attempts).values(**attempt, first_step=row.step))
             self._tell_jobs(connection, row.id, RUNNING, {"step": row.step, "num_steps": row.num_steps})
         return Claim(
             render_id=row.id, tenant=row.tenant, fence=row.fence, lane=lane.name, lease_until=row.lease_until,
-            recipe=row.recipe, num_steps=row.num_steps, snapshot_key=row.snapshot_key,
+            recipe=row.recipe, num_steps=row.num_steps, first_step=row.step, snapshot_key=row.snapshot_key,
         )  # fmt: skip
 
     def heartbeat(self, claim: Claim, step: int) -> Orders:
@@ -109,16 +117,21 @@ class LeasedRenders:
             connection.execute(update(renders).where(renders.c.id == row.id).values(**kept))
             return row.snapshot_key
 
-    def publish(self, claim: Claim, artifact: Artifact) -> None:
+    def publish(self, claim: Claim, artifact: Artifact) -> bool:
         """The video is in storage: the render and its jobs are completed. Raises LeaseLostError.
 
+        False when nobody wants it any more; the render is cancelled, and the lane removes what it stored.
         Once more after a lost answer changes nothing: an error does not mean that it was not done.
         """
         with self._store.engine.begin() as connection:
             mine = and_(artifacts.c.render_id == claim.render_id, artifacts.c.prefix == artifact.prefix)
             if connection.execute(select(artifacts.c.id).where(mine)).first() is not None:
-                return
+                return True
             row = self._held(connection, claim)
+            if row.must_cancel:
+                self._end_attempt(connection, row, CANCELLED, row.num_steps)
+                connection.execute(update(renders).where(renders.c.id == row.id).values(state=CANCELLED))
+                return False
             artifact_id = new_id("artifact")
             connection.execute(
                 insert(artifacts).values(
@@ -130,6 +143,7 @@ class LeasedRenders:
             self._end_attempt(connection, row, COMPLETED, row.num_steps)
             connection.execute(update(renders).where(renders.c.id == row.id).values(**done))
             self._end_jobs(connection, row.id, COMPLETED, {})
+            return True
 
     def failed(self, claim: Claim, code: str, message: str) -> None:
         """The job's own fault: once more, or failed for good. Raises LeaseLostError."""
@@ -158,7 +172,8 @@ class LeasedRenders:
         """Take back what silent lanes hold; how many renders that were."""
         with self._store.engine.begin() as connection:
             silent = and_(renders.c.state == RUNNING, renders.c.lease_until < self._store.clock())
-            rows = connection.execute(select(renders).where(silent).with_for_update(skip_locked=True)).all()
+            found = select(renders).where(silent).order_by(renders.c.tenant).with_for_update(skip_locked=True)
+            rows = connection.execute(found).all()
             for row in rows:
                 self._lost(connection, row)
             return len(rows)
@@ -182,7 +197,15 @@ class LeasedRenders:
         )
         waiting = (
             select(renders, rank.label("place"))
-            .where(renders.c.state == QUEUED, renders.c.model.in_(list(lane.models)))
+            .where(
+                renders.c.state == QUEUED,
+                renders.c.model.in_(list(lane.models)),
+                or_(
+                    renders.c.avoid_until.is_(None),
+                    renders.c.avoid_until <= now,
+                    cast(renders.c.avoid, Text).not_like(f'%"{lane.name}"%'),
+                ),
+            )
             .subquery()
         )
         first = (
@@ -197,7 +220,6 @@ class LeasedRenders:
                 used_gpu_s=0.0 if row.gpu_s is None else faded(row.gpu_s, now - row.at),
             )
             for row in connection.execute(first)
-            if lane.name not in row.avoid
         ]  # fmt: skip
 
     def _held(self, connection: Connection, claim: Claim) -> Row:
@@ -218,7 +240,8 @@ class LeasedRenders:
             told = f"{MAX_LOST} lanes were lost with this render, the last time because {reason}"
             self._give_up(connection, row.id, "E_DEAD_LETTER", told, num_lost=row.num_lost + 1)
         else:
-            lost = {"num_lost": row.num_lost + 1, "avoid": [*row.avoid, row.lane]}
+            until = self._store.clock() + AVOID_S
+            lost = {"num_lost": row.num_lost + 1, "avoid": [*row.avoid, row.lane], "avoid_until": until}
             self._requeue(connection, row, "lost", **lost)
 
     def _requeue(self, connection: Connection, row: Row, why: str, **changes: object) -> None:
@@ -254,12 +277,11 @@ class LeasedRenders:
         this = and_(attempts.c.render_id == row.id, attempts.c.fence == row.fence)
         ended = {"ended_at": now, "last_step": last_step, "outcome": outcome}
         connection.execute(update(attempts).where(this).values(**ended))
-        used = connection.execute(select(usage).where(usage.c.tenant == row.tenant).with_for_update()).first()
-        if used is None:
-            connection.execute(insert(usage).values(tenant=row.tenant, gpu_s=now - row.started_at, at=now))
-        else:
-            gpu_s = faded(used.gpu_s, now - used.at) + now - row.started_at
-            connection.execute(update(usage).where(usage.c.tenant == row.tenant).values(gpu_s=gpu_s, at=now))
+        with contextlib.suppress(IntegrityError), connection.begin_nested():  # the first of a tenant makes its account
+            connection.execute(insert(usage).values(tenant=row.tenant, gpu_s=0.0, at=now))
+        used = connection.execute(select(usage).where(usage.c.tenant == row.tenant).with_for_update()).one()
+        gpu_s = faded(used.gpu_s, now - used.at) + now - row.started_at
+        connection.execute(update(usage).where(usage.c.tenant == row.tenant).values(gpu_s=gpu_s, at=now))
 
 
 def _live(render_id: str):

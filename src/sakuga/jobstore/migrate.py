@@ -34,6 +34,8 @@ def migrate(engine: Engine) -> Path | None:
         raise StoreError(f"this database has the tables {current} of a newer program; use that, or restore a backup")
     kept = _back_up(engine, current) if current is not None and engine.dialect.name == "sqlite" else None
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # one process at a time; the others find nothing to do
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7264)")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return kept

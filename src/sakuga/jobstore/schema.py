@@ -59,6 +59,7 @@ renders = Table(
     Column("num_attempts", Integer, nullable=False),  # those that were the job's own fault
     Column("num_lost", Integer, nullable=False),  # lanes that died or fell silent with it
     Column("avoid", JSON, nullable=False),  # lanes that were lost with it
+    Column("avoid_until", Float),  # then they may try again: a farm can have one lane
     Column("must_cancel", Boolean, nullable=False),
     Column("must_yield", Boolean, nullable=False),
     Column("error_code", String(40)),

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sakuga.errors import ConflictError, NotFoundError, RecipeError, did_you_mean, shown
@@ -67,8 +67,8 @@ class JobStore:
         self, tenant: str, *, after: str | None = None, limit: int = 20, newest_first: bool = True
     ) -> tuple[Sequence[Job], bool]:
         """Jobs of a tenant behind `after`, and whether there are more. Raises NotFoundError for an unknown `after`."""
-        order = (jobs.c.created_at, jobs.c.id)
-        wanted = _jobs().where(jobs.c.tenant == tenant).limit(min(limit, MAX_LISTED) + 1)
+        order, limit = (jobs.c.created_at, jobs.c.id), min(limit, MAX_LISTED)
+        wanted = _jobs().where(jobs.c.tenant == tenant).limit(limit + 1)
         if after is not None:
             at = self.get(tenant, after).created_at
             beyond = jobs.c.created_at < at if newest_first else jobs.c.created_at > at
@@ -86,34 +86,41 @@ class JobStore:
         """
         job = self.get(tenant, job_id)
         with self.engine.begin() as connection:
-            ended = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.state.in_(IN_FLIGHT))
-                .values(state=CANCELLED, finished_at=self.clock())
-            )
-            if ended.rowcount:
-                self.add_event(connection, [(job_id, tenant)], CANCELLED, {})
-                self._drop_render_if_unwanted(connection, job.render_id)
+            self._cancel(connection, job)
         return self.get(tenant, job_id)
+
+    def _cancel(self, connection: Connection, job: Job) -> Row:
+        """The render, locked: every writer takes it before its jobs, so none waits for another in a ring."""
+        render = connection.execute(select(renders).where(renders.c.id == job.render_id).with_for_update()).one()
+        ended = connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.state.in_(IN_FLIGHT))
+            .values(state=CANCELLED, finished_at=self.clock())
+        )
+        if ended.rowcount:
+            self.add_event(connection, [(job.id, job.tenant)], CANCELLED, {})
+            self._drop_render_if_unwanted(connection, job.render_id)
+        return render
 
     def delete(self, tenant: str, job_id: str) -> Sequence[str]:
         """Forget a job and its prompt; what of storage now belongs to nobody, to be removed by the caller.
 
         A render that other jobs share keeps its video. Raises NotFoundError, a second time too.
         """
-        job = self.cancel(tenant, job_id)
+        job = self.get(tenant, job_id)
         with self.engine.begin() as connection:
+            render = self._cancel(connection, job)
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(is_deleted=True, request={}))
             self.add_event(connection, [(job_id, tenant)], "deleted", {})
             left = select(func.count()).where(jobs.c.render_id == job.render_id, jobs.c.is_deleted.is_(False))
             if connection.execute(left).scalar_one():
                 return []
-            this = renders.c.id == job.render_id
-            row = connection.execute(select(renders.c.snapshot_key).where(this)).one()
-            connection.execute(update(renders).where(this).values(recipe={}, snapshot_key=None, snapshot_step=None))
-            connection.execute(artifacts.delete().where(artifacts.c.render_id == job.render_id))
-        owned = [row.snapshot_key, job.artifact.prefix if job.artifact else None]
-        return [key for key in owned if key is not None]
+            emptied = {"recipe": {}, "snapshot_key": None, "snapshot_step": None}
+            connection.execute(update(renders).where(renders.c.id == render.id).values(**emptied))
+            of_render = artifacts.c.render_id == render.id
+            prefix = connection.execute(select(artifacts.c.prefix).where(of_render)).scalar()
+            connection.execute(artifacts.delete().where(of_render))
+        return [key for key in (render.snapshot_key, prefix) if key is not None]
 
     def events_after(self, tenant: str, job_id: str, seq: int = 0) -> Sequence[Event]:
         """A job's history behind a number that the client has seen. Raises NotFoundError."""

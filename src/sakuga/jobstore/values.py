@@ -81,6 +81,7 @@ class Claim:
     lease_until: float
     recipe: Mapping[str, object]
     num_steps: int
+    first_step: int = 0
     snapshot_key: str | None = None
     """Where to go on from, if an earlier attempt got so far."""
 

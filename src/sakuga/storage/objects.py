@@ -7,6 +7,7 @@ server is trusted to have checked it.     Run: pytest tests/unit/test_objects.py
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -256,10 +257,17 @@ class S3Objects:
                     **place, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
                 )
                 return
-            self._client.abort_multipart_upload(**place, UploadId=upload)
+            self._abort(key, upload)
         except BaseException:
-            self._client.abort_multipart_upload(**place, UploadId=upload)
+            self._abort(key, upload)
             raise
+
+    def _abort(self, key: str, upload: str) -> None:
+        """What is left of an upload; none is left where its completion was done and only the answer was lost."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with contextlib.suppress(BotoCoreError, ClientError):
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def _sha256(self, key: str) -> str | None:
         """Of the bytes that the server gives back; None when there is nothing."""

@@ -60,6 +60,7 @@ def upgrade() -> None:
         sa.Column("num_attempts", sa.Integer(), nullable=False),
         sa.Column("num_lost", sa.Integer(), nullable=False),
         sa.Column("avoid", sa.JSON(), nullable=False),
+        sa.Column("avoid_until", sa.Float(), nullable=True),
         sa.Column("must_cancel", sa.Boolean(), nullable=False),
         sa.Column("must_yield", sa.Boolean(), nullable=False),
         sa.Column("error_code", sa.String(length=40), nullable=True),

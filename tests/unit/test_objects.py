@@ -10,6 +10,7 @@ import time
 
 import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from sakuga.errors import ConflictError, DiskFullError, InputError, NotFoundError, StorageError
 from sakuga.storage.objects import FolderObjects, S3Objects, check_name, client_config, open_objects
@@ -19,7 +20,7 @@ DATA = b"a video" * 1000
 
 @pytest.fixture(scope="session")
 def moto_url():
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -200,3 +201,18 @@ def test_a_place_for_results_by_its_address(tmp_path, monkeypatch):
     for wrong in ("s3://", "gs://bucket", "https://host/x"):
         with pytest.raises(InputError):
             open_objects(wrong)
+
+
+def test_a_full_disk_here_is_not_the_servers_fault(moto_url, file, tmp_path, monkeypatch):
+    client = client_of(moto_url)
+    client.create_bucket(Bucket="full")
+    objects = S3Objects(client, "full")
+    objects.put("a", file)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sakuga.storage.objects.shutil.copyfileobj", full)
+    with pytest.raises(DiskFullError):
+        objects.get("a", tmp_path / "back")
+    assert not list(tmp_path.glob(".back*")) and not (tmp_path / "back").exists()

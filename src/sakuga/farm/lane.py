@@ -70,11 +70,8 @@ class Outcome(Enum):
 class _Pulse:
     """How far a render is, as the thread of heartbeats sees it."""
 
-    claim: Claim
-    step: int = 0
+    step: int
     progress_at: float = field(default_factory=time.monotonic)
-    is_over: bool = False
-    """The lease."""
 
     def beat(self, step: int | None = None) -> None:
         self.step = self.step if step is None else step
@@ -155,10 +152,13 @@ class LaneWork:
         return Outcome.COMPLETED if is_wanted else Outcome.CANCELLED
 
     def _clean_up(self, claim: Claim, *, everything: bool) -> None:
-        """Remove the snapshots of a render that has ended, or all that was stored for it."""
-        for name in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
-            if everything or name.rpartition("/")[2].startswith(SNAPSHOT):
-                self.objects.delete(name)
+        """Remove the snapshots of a render that has ended, or all that was stored for it; left over, it does no harm."""
+        try:
+            for name in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
+                if everything or name.rpartition("/")[2].startswith(SNAPSHOT):
+                    self.objects.delete(name)
+        except SakugaError as error:
+            logger.warning("render=%s leaves objects behind: %s", claim.render_id, error)
 
     def _begin(
         self, claim: Claim, recipe: RenderRecipe, engine: RenderEngine, inputs: RenderInputs, scratch: Path
@@ -222,7 +222,7 @@ class LaneWork:
     @contextlib.contextmanager
     def _alive(self, claim: Claim) -> Generator[_Pulse]:
         """Inside, a thread renews the lease through stages that have no steps."""
-        pulse, over = _Pulse(claim=claim, step=claim.first_step), threading.Event()
+        pulse, over = _Pulse(step=claim.first_step), threading.Event()
 
         def beats() -> None:
             while not over.wait(self.heartbeat_s):

@@ -5,16 +5,20 @@ Run its tests: pytest tests/unit/test_media_files.py
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Generator
 from pathlib import Path
 
-from sakuga.errors import DiskFullError, OutputError, shown
+from sakuga.errors import DiskFullError, OutputError, SakugaError, shown
 
 # EFBIG is what a limit on file sizes (ulimit -f) gives; for the user it is the same: the file does not fit.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+HASHED_BYTES = 2**20
+"""Read at a time."""
 
 
 @contextlib.contextmanager
@@ -30,12 +34,21 @@ def atomic_file(path: Path) -> Generator[Path]:
         sync_file(temporary)
         os.replace(temporary, path)
         sync_file(path.parent)
-    except (DiskFullError, OutputError):
+    except SakugaError:  # some of ours are OSErrors too, and say already what it was
         raise
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASHED_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sakuga.errors import ConflictError, InputError, NotFoundError, StorageError, shown
-from sakuga.media.files import output_error, sync_file
+from sakuga.media.files import atomic_file, output_error, sha256_of, sync_file
 from sakuga.storage.s3 import Paginator
 
 if TYPE_CHECKING:
@@ -115,18 +115,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 class FolderObjects:
     """Files below a folder: written beside their place, flushed to disk, then linked into it if nothing is there."""
 
@@ -160,14 +148,8 @@ class FolderObjects:
         source = self.root / check_name(name)
         if not source.is_file():
             raise NotFoundError(f"there is no object {shown(name)}")
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        try:
+        with atomic_file(path) as temporary:
             shutil.copyfile(source, temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise output_error(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         below = self.root / check_name(prefix)
@@ -207,15 +189,10 @@ class S3Objects:
 
     def get(self, name: str, path: Path) -> None:
         key = self._key(name)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            with _as_ours(self._address(key)):
-                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-                with temporary.open("wb") as file:
-                    shutil.copyfileobj(body, file, CHUNK_BYTES)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as temporary, _as_ours(self._address(key)):
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            with temporary.open("wb") as file:
+                shutil.copyfileobj(body, file, CHUNK_BYTES)
 
     def names(self, prefix: str) -> list[str]:
         start = self._key(prefix)
@@ -324,7 +301,7 @@ def _as_ours(what: str) -> Iterator[None]:
         if _status(error) == 404:
             raise NotFoundError(f"there is no {what}") from error
         raise StorageError(f"{what} was refused by the server: {error}; check credentials and rights") from error
-    except (BotoCoreError, OSError) as error:
+    except BotoCoreError as error:  # a plain OSError is of this machine's disk
         raise StorageError(f"{what} cannot be reached: {error}; check the endpoint") from error
 
 

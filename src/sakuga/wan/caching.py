@@ -12,8 +12,9 @@ so that two renders never mix and a resumed one goes on to the same bits.
 TeaCache remembers hidden states (774 MB a branch at 14B and 720p), the forecast two velocities (19 MB each).
 
 A cache must beat the plain render with as many steps as its blocks buy. EasyCache and a first-block residual were
-built, measured on Wan-mini and left out again, as they did not (docs/LOG.md); forecast does, by 7 dB at 2.8 times fewer
-blocks. TeaCache is level with fewer steps on the mini and stays as what is published and tuned for the large cards.
+built, measured on Wan-mini and left out again, as they did not (docs/LOG.md). forecast does, by 9.6 dB at 2.65 times
+fewer blocks (benchmarks/results/engine.json); TeaCache is level with fewer steps there and stays as what is published
+and tuned for the large cards.
 
 Sources: TeaCache (Liu et al. 2024, arXiv 2411.19108); forecasting (TaylorSeer, Liu et al. 2025, arXiv 2503.06923; its
 step control is that of an adaptive multistep solver).     Run: pytest tests/unit/test_caching.py

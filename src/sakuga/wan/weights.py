@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 
 from sakuga.errors import WeightsError
+from sakuga.media.files import sha256_of
 from sakuga.storage import Storage, StoredFile
 from sakuga.wan.cards import CardFile, ModelCard
 
@@ -149,7 +150,7 @@ def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
     """sha256 of a file. That of a large one is remembered by path, size and modification time, where that works."""
     stat = path.stat()
     if cache_dir is None or stat.st_size < REMEMBERED_FROM_BYTES:
-        return _sha256(path)
+        return sha256_of(path)
     identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     note = cache_dir / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
     try:
@@ -157,7 +158,7 @@ def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
             return note.read_text()
     except OSError as error:
         logger.warning("remembered hash %s cannot be read (%s), hashing again", note, error)
-    digest = _sha256(path)
+    digest = sha256_of(path)
     _remember(note, digest)
     return digest
 
@@ -176,11 +177,3 @@ def _remember(note: Path, digest: str) -> None:
         logger.warning(
             "hash not remembered, %s cannot be written (%s); set SAKUGA_CACHE to a folder that can", note, error
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -152,7 +152,7 @@ class LaneWork:
         return Outcome.COMPLETED if is_wanted else Outcome.CANCELLED
 
     def _clean_up(self, claim: Claim, *, everything: bool) -> None:
-        """Remove the snapshots of a render that has ended, or all that was stored for it; left over, it does no harm."""
+        """Remove the snapshots of a render that has ended, or all that was stored for it; what stays does no harm."""
         try:
             for name in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
                 if everything or name.rpartition("/")[2].startswith(SNAPSHOT):

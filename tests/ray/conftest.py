@@ -1,6 +1,7 @@
 """One Ray cluster for all tests of this folder that do not start their own, and a manifest writer."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ def ray_cluster():
     from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 
     settings.set_for_libraries(RAY_ENVIRONMENT)
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     ray.init(
         address="local",
         num_cpus=LOGICAL_CPUS,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PYTHONPATH": str(HERE)}},
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
     yield
     ray.shutdown()

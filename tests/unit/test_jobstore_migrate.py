@@ -16,8 +16,8 @@ NEXT = """
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade():
@@ -47,12 +47,12 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
     job = JobStore(engine).submit(JOB)
     scripts = tmp_path / "migrations"
     (scripts / "versions").mkdir(parents=True)
-    for name in ("env.py", "versions/0001_jobs.py"):
+    for name in ("env.py", "versions/0001_jobs.py", "versions/0002_farm.py"):
         (scripts / name).write_text((module.SCRIPTS / name).read_text())
-    (scripts / "versions" / "0002_colour.py").write_text(NEXT)
+    (scripts / "versions" / "0003_colour.py").write_text(NEXT)
     monkeypatch.setattr(module, "SCRIPTS", scripts)
     kept = module.migrate(engine)
-    assert kept == path.with_name("jobs.sqlite.before-0001")
+    assert kept == path.with_name("jobs.sqlite.before-0002")
     assert JobStore(engine).get("app", job.id) == job
     with engine.begin() as connection:
         assert "colour" in [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(renders)")]
@@ -60,5 +60,5 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
         assert old.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
     assert module.migrate(engine) is None, "nothing to do"
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="tables 0002 of a newer program"):
+    with pytest.raises(StoreError, match="tables 0003 of a newer program"):
         module.migrate(engine)

@@ -1,12 +1,14 @@
 """The owner of a SQLite job store on a Ray cluster: one detached actor, found by name, that everybody asks.
 
 SQLite wants one process for a file. Ray starts the actor again when it dies; until then its clients wait and ask once
-more, which every method of the store bears: a submission by its idempotency key, a publication by its prefix.
-PostgreSQL needs none of this.     Run: pytest tests/ray/test_store_actor.py
+more what bears a second time: a submission by its idempotency key, a publication by its prefix. The owner also runs the
+store's keeper. PostgreSQL needs no owner.     Run: pytest tests/ray/test_store_actor.py
 """
 
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +17,27 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sakuga.errors import SakugaError, StoreError
-from sakuga.jobstore import JobStore, LeasedRenders, open_database
+from sakuga.jobstore import (
+    ApiKeys,
+    Batches,
+    JobStore,
+    LeasedRenders,
+    LoraRegistry,
+    ProfileRegistry,
+    Stores,
+    Webhooks,
+    open_stores,
+)
+from sakuga.jobstore.keeper import Keeper
+from sakuga.storage.objects import open_objects
 
 NAME, NAMESPACE = "job-store", "sakuga"
 PATIENCE_S = 30.0
 """How long a client waits for an owner that is not there."""
-
+NUM_THREADS = 16
+NUM_WAITING = 256
+"""Lanes that wait for work at the same time; each has a thread that sleeps."""
+WAITING = "waiting"
 
 OPTIONS = {
     "name": NAME,
@@ -29,41 +46,63 @@ OPTIONS = {
     "get_if_exists": True,
     "num_cpus": 0,
     "max_restarts": -1,
-    "max_concurrency": 16,
+    "max_concurrency": NUM_THREADS,
 }
+
+SIDES: dict[str, type] = {
+    "jobs": JobStore,
+    "renders": LeasedRenders,
+    "keys": ApiKeys,
+    "loras": LoraRegistry,
+    "profiles": ProfileRegistry,
+    "webhooks": Webhooks,
+    "batches": Batches,
+}
+ONCE = {
+    "jobs": {"submit", "delete"},
+    "renders": {"claim", "failed", "released", "park", "lost"},
+    "keys": {"create"},
+    "loras": {"delete"},
+    "profiles": {"add"},
+    "webhooks": set(),
+    "batches": {"create"},
+}
+"""Methods that are not the same done twice, or whose second time is an error. A claim that got lost ends by itself."""
 
 
 class StoreOwner:
-    """Holds the file; `side` is "store" or "renders"."""
+    """Holds the file."""
 
-    def __init__(self, url: str, lease_s: float) -> None:
-        store = JobStore(open_database(url))
-        self._sides = {"store": store, "renders": LeasedRenders(store, lease_s)}
+    def __init__(self, url: str, lease_s: float, retention_s: float | None, objects: str | None) -> None:
+        self._stores = open_stores(url, lease_s=lease_s, retention_s=retention_s)
+        keeper = Keeper(self._stores, None if objects is None else open_objects(objects))
+        threading.Thread(target=keeper.run, args=(threading.Event(),), name="keeper", daemon=True).start()
 
     def call(self, side: str, method: str, args: tuple, kwargs: dict) -> object:
-        return getattr(self._sides[side], method)(*args, **kwargs)
+        return getattr(getattr(self._stores, side), method)(*args, **kwargs)
 
 
 class _Remote:
     """One side of the store, by the methods of the class that it stands for."""
 
-    def __init__(self, owner: "ray.actor.ActorHandle", side: str, methods: frozenset[str]) -> None:
-        self._owner, self._side, self._methods = owner, side, methods
+    def __init__(self, owner: "ray.actor.ActorHandle", side: str) -> None:
+        self._owner, self._side = owner, side
 
     def __getattr__(self, name: str) -> Callable[..., object]:
-        if name not in self._methods:
-            raise AttributeError(f"the {self._side} of a job store has no {name!r}")
+        if name.startswith("_") or not callable(vars(SIDES[self._side]).get(name)):
+            raise AttributeError(f"the {self._side} of a job store have no {name!r}")
 
         def ask(*args: object, **kwargs: object) -> object:
+            method = self._owner.call.options(concurrency_group=WAITING) if name == "claim" else self._owner.call
             deadline = time.monotonic() + PATIENCE_S
             while True:
                 try:
-                    return ray.get(self._owner.call.remote(self._side, name, args, kwargs))
+                    return ray.get(method.remote(self._side, name, args, kwargs))
                 except RayTaskError as error:
                     cause = error.cause
                     raise cause if isinstance(cause, SakugaError) else error from None
                 except RayActorError as error:  # it is being started again
-                    if not _bears_a_second_time(name, args, kwargs):
+                    if not _bears_a_second_time(self._side, name, kwargs, args):
                         raise StoreError(f"whether {name} was done is not known, the jobs' owner died; look") from error
                     if time.monotonic() > deadline:
                         raise StoreError(
@@ -74,29 +113,23 @@ class _Remote:
         return ask
 
 
-SAFE = frozenset(
-    ("get", "page", "events_after", "queued_work_s", "cancel", "heartbeat", "saved", "publish", "reap", "ask_to_yield")
-)
+def _bears_a_second_time(side: str, name: str, kwargs: dict, args: tuple) -> bool:
+    """Whether to do it twice is to do it once; what makes a job or a batch, by its key."""
+    has_key = kwargs.get("idempotency_key") is not None or (name == "submit" and len(args) > 1)
+    return name not in ONCE[side] or has_key
 
 
-def _bears_a_second_time(name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether to do it twice is to do it once; a submission by its key. A claim that got lost ends with its lease."""
-    return name in SAFE or (name == "submit" and (len(args) > 1 or "idempotency_key" in kwargs))
+def connect(url: str, *, lease_s: float = 30.0, retention_s: float | None = None, objects: str | None = None) -> Stores:
+    """The stores of this cluster, by their one owner for SQLite and directly for PostgreSQL.
 
-
-def connect(url: str, *, lease_s: float = 30.0) -> tuple[JobStore, LeasedRenders]:
-    """The store of this cluster, by its one owner for SQLite and directly for PostgreSQL."""
+    The owner is started by whoever comes first, with what that one gives: `retention_s` and `objects`, the address of
+    the storage that is cleared of what nobody needs. With PostgreSQL a `Keeper` has to be run somewhere.
+    """
     if not url.startswith("sqlite"):
-        store = JobStore(open_database(url))
-        return store, LeasedRenders(store, lease_s)
+        return open_stores(url, lease_s=lease_s, retention_s=retention_s)
     url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).resolve()}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the file is
-    started = ray.remote(StoreOwner).options(**OPTIONS, scheduling_strategy=here).remote(url, lease_s)
-    owner = cast("ray.actor.ActorHandle", started)
-    sides = {"store": JobStore, "renders": LeasedRenders}
-    remote = [_Remote(owner, side, _public(kind)) for side, kind in sides.items()]
-    return cast("JobStore", remote[0]), cast("LeasedRenders", remote[1])
-
-
-def _public(kind: type) -> frozenset[str]:
-    return frozenset(name for name, value in vars(kind).items() if callable(value) and not name.startswith("_"))
+    actor = ray.remote(concurrency_groups={WAITING: NUM_WAITING})(StoreOwner)  # ty: ignore[no-matching-overload]
+    started = actor.options(**OPTIONS, scheduling_strategy=here)
+    owner = cast("ray.actor.ActorHandle", started.remote(url, lease_s, retention_s, objects))
+    return Stores(**{side.name: _Remote(owner, side.name) for side in fields(Stores)})  # ty: ignore  # they act alike

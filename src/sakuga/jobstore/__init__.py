@@ -1,24 +1,61 @@
 """Durable jobs: what was asked for, who works on it, what became of it. SQLAlchemy, on SQLite or PostgreSQL; no Ray.
 
-`open_database` connects, `JobStore` is the side of those who ask, `LeasedRenders` that of the lanes.
+`open_stores` gives all sides: `jobs` for those who ask, `renders` for the lanes, and keys, LoRAs, profiles, webhooks
+and batches.
 """
 
+from sakuga.jobstore.batches import Batches
+from sakuga.jobstore.claiming import Lane
 from sakuga.jobstore.database import open_database
-from sakuga.jobstore.leases import Lane, LeasedRenders
+from sakuga.jobstore.keys import ApiKey, ApiKeys
+from sakuga.jobstore.leases import LeasedRenders
+from sakuga.jobstore.registries import LoraRegistry, ProfileRegistry
 from sakuga.jobstore.store import JobStore
-from sakuga.jobstore.values import PRIORITIES, Artifact, Claim, Event, Idempotency, Job, NewJob, Orders
+from sakuga.jobstore.stores import Stores, open_stores, stores_on
+from sakuga.jobstore.values import (
+    PRIORITIES,
+    Artifact,
+    Backlog,
+    Batch,
+    Claim,
+    Delivery,
+    Event,
+    Idempotency,
+    Job,
+    LoraEntry,
+    NewJob,
+    Orders,
+    Place,
+    ProfileEntry,
+)
+from sakuga.jobstore.webhooks import Webhooks
 
 __all__ = [
     "PRIORITIES",
+    "ApiKey",
+    "ApiKeys",
     "Artifact",
+    "Backlog",
+    "Batch",
+    "Batches",
     "Claim",
+    "Delivery",
     "Event",
     "Idempotency",
     "Job",
     "JobStore",
     "Lane",
     "LeasedRenders",
+    "LoraEntry",
+    "LoraRegistry",
     "NewJob",
     "Orders",
+    "Place",
+    "ProfileEntry",
+    "ProfileRegistry",
+    "Stores",
+    "Webhooks",
     "open_database",
+    "open_stores",
+    "stores_on",
 ]

@@ -1,20 +1,25 @@
 """Connections to the job store's database, set up so that an acknowledged job is on disk.
 
 SQLite runs in WAL mode with `synchronous=FULL`: NORMAL can lose what was acknowledged when the power fails. Every
-transaction begins with BEGIN IMMEDIATE, since a read that becomes a write is refused when another writer was faster.
+transaction that writes begins with BEGIN IMMEDIATE, since a read that becomes a write is refused when another writer
+was faster; those that only read wait for nobody.
 One process owns the file: before 3.51.3, two of them can corrupt it. Several machines share a PostgreSQL server.
 
 Run: pytest tests/unit/test_jobstore.py
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError, TimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from sakuga.errors import BusyError, StoreError, shown
@@ -22,6 +27,79 @@ from sakuga.jobstore.migrate import migrate
 
 BUSY_TIMEOUT_S = 10
 FORMS = "write sqlite:///FILE or postgresql://..."
+DATABASE_TIME = text("SELECT extract(epoch FROM clock_timestamp())::double precision")
+POLL_S = {"postgresql": 0.05, "sqlite": 1.0}
+"""How often who waits looks by itself: the changes of other processes are not told to this one."""
+READS = "reads"
+
+
+class Database:
+    """Transactions on one database, its clock, and word of new work inside this process."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] | None = None) -> None:
+        self.engine, self._clock = engine, clock
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        # SQLite lets writers wait by polling, up to 0.1 s for nothing; a lock hands over at once.
+        self._turn = threading.Lock() if self._is_sqlite else contextlib.nullcontext()
+        self._reader = engine.execution_options(**{READS: True})
+        self._news, self._num_news = threading.Condition(), 0
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only looks. Raises StoreError."""
+        with _store_errors(), self._reader.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self, *, is_news: bool = False) -> Iterator[Connection]:
+        """A transaction that changes something; `is_news` when lanes that wait should look again. Raises StoreError."""
+        with self._turn, _store_errors(), self.engine.begin() as connection:
+            yield connection
+        if is_news:
+            with self._news:
+                self._num_news += 1
+                self._news.notify_all()
+
+    def now(self, connection: Connection) -> float:
+        """Seconds since 1970: of the server, which is one for all machines, where there is a server."""
+        if self._clock is not None:
+            return self._clock()
+        if self._is_sqlite:
+            return time.time()
+        return connection.execute(DATABASE_TIME).scalar_one()
+
+    @property
+    def num_news(self) -> int:
+        return self._num_news
+
+    def wait_for_news(self, seen: int, limit_s: float) -> None:
+        """Until there was news after the `seen`th, or it is time to look anyway."""
+        with self._news:
+            self._news.wait_for(lambda: self._num_news != seen, min(limit_s, POLL_S[self.engine.dialect.name]))
+
+    def checkpoint(self, above_bytes: int) -> int:
+        """Empty SQLite's log of changes into the file when it has grown; bytes of it before."""
+        wal = Path(f"{self.engine.url.database}-wal")
+        if not self._is_sqlite or not wal.exists() or (num_bytes := wal.stat().st_size) < above_bytes:
+            return 0
+        connection = self.engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+        return num_bytes
+
+
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    """What the database raises, as our error: a full disk, a lost server. What it forbids is left to the caller."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreError(f"the database of jobs did not answer: {cause}; look at its disk and its server") from error
 
 
 def open_database(url: str) -> Engine:
@@ -60,7 +138,7 @@ def _sqlite(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READS) else "BEGIN IMMEDIATE")
 
     try:
         with engine.connect() as connection:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from sqlalchemy import insert, select, update
 
 from sakuga.errors import AuthError, NotFoundError, RecipeError, did_you_mean, shown
+from sakuga.jobstore.ids import new_id
 from sakuga.jobstore.schema import api_keys
-from sakuga.jobstore.store import JobStore, new_id
+from sakuga.jobstore.store import JobStore
 
 SCOPES = ("read", "write", "admin")
 """Look at one's own jobs; submit, cancel and delete them; see and change what belongs to no tenant."""
@@ -39,7 +40,7 @@ class ApiKeys:
     """The keys of a job store."""
 
     def __init__(self, store: JobStore) -> None:
-        self._store = store
+        self._database = store.database
 
     def create(
         self,
@@ -63,18 +64,17 @@ class ApiKeys:
             "sha256": _sha256(secret),
             "scopes": list(scopes),
             "quota_gpu_s": quota_gpu_s,
-            "created_at": self._store.clock(),
             "expires_at": expires_at,
         }
-        with self._store.engine.begin() as connection:
-            connection.execute(insert(api_keys).values(**row))
+        with self._database.writing() as connection:
+            connection.execute(insert(api_keys).values(**row, created_at=self._database.now(connection)))
         return self._find(api_keys.c.id == row["id"])[0], secret
 
     def authenticate(self, secret: str) -> ApiKey:
         """The key of a secret. Raises AuthError, in the same words whatever is wrong with it."""
-        found = self._find(api_keys.c.sha256 == _sha256(secret))
-        now = self._store.clock()
-        for key in found:
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+        for key in self._find(api_keys.c.sha256 == _sha256(secret)):
             if key.revoked_at is None and (key.expires_at is None or now < key.expires_at):
                 return key
         raise AuthError("the API key is not known, or no longer valid; ask whoever runs this farm for one")
@@ -84,14 +84,14 @@ class ApiKeys:
 
     def revoke(self, key_id: str) -> None:
         """From now on nobody is let in with it. Raises NotFoundError."""
-        with self._store.engine.begin() as connection:
-            now = self._store.clock()
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
             done = connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=now))
             if not done.rowcount:
                 raise NotFoundError(f"there is no key {shown(key_id)}")
 
     def _find(self, condition) -> list[ApiKey]:
-        with self._store.engine.begin() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(select(api_keys).where(condition).order_by(api_keys.c.created_at)).all()
         return [
             ApiKey(

@@ -1,4 +1,4 @@
-"""Which render a lane takes next: a pure choice among the first of each tenant.
+"""Which render a lane takes next, and which one makes room for another: pure choices.
 
 Class first; inside a class the tenant that has used least lately; then deadline and age. A lane prefers what it has
 loaded, as loading takes longer than many a render, but not while anything waits longer than `MAX_WAIT_S`.
@@ -6,8 +6,11 @@ loaded, as loading takes longer than many a render, but not while anything waits
 Run: pytest tests/unit/test_jobstore_queue.py
 """
 
-from collections.abc import Sequence
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 HALF_LIFE_S = 3600.0
 """In which what a tenant used counts half."""
@@ -17,26 +20,39 @@ MAX_WAIT_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A queued render."""
+    """What waits of one tenant, in one class, for one model."""
 
-    render_id: str
     tenant: str
     model: str
     priority: int
-    deadline_at: float | None
+    due_at: float
+    """The earliest deadline; far away without any."""
     created_at: float
+    """Of the oldest."""
     used_gpu_s: float
     """By its tenant, faded to now."""
 
 
-def choose(candidates: Sequence[Candidate], loaded: frozenset[str], now: float) -> Candidate | None:
-    """The one to claim; None when nothing waits.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A render of the lowest class that a lane has."""
 
-    >>> both = {"priority": 1, "deadline_at": None, "created_at": 0.0}
-    >>> a = Candidate(render_id="a", tenant="t", model="m", used_gpu_s=9.0, **both)
-    >>> b = Candidate(render_id="b", tenant="u", model="n", used_gpu_s=0.0, **both)
-    >>> [choose([a, b], frozenset(models), 10.0).render_id for models in ((), ("m",), ("n",))]
-    ['b', 'a', 'b']
+    render_id: str
+    step_s: float
+    is_asked: bool
+    """To yield, before."""
+    has_steps: bool
+    """Else it is being decoded, and nothing stops it."""
+
+
+def choose(candidates: Sequence[Candidate], loaded: frozenset[str], now: float) -> Candidate | None:
+    """Whose first render is to be claimed; None when nothing waits.
+
+    >>> both = {"priority": 1, "due_at": 1e12, "created_at": 0.0}
+    >>> a = Candidate(tenant="t", model="m", used_gpu_s=9.0, **both)
+    >>> b = Candidate(tenant="u", model="n", used_gpu_s=0.0, **both)
+    >>> [choose([a, b], frozenset(models), 10.0).tenant for models in ((), ("m",), ("n",))]
+    ['u', 't', 'u']
     """
     if not candidates:
         return None
@@ -50,8 +66,59 @@ def choose(candidates: Sequence[Candidate], loaded: frozenset[str], now: float) 
 
 
 def _rank(candidate: Candidate) -> tuple[float, float, float, str]:
-    deadline = float("inf") if candidate.deadline_at is None else candidate.deadline_at
-    return candidate.used_gpu_s, deadline, candidate.created_at, candidate.render_id
+    return candidate.used_gpu_s, candidate.due_at, candidate.created_at, candidate.tenant
+
+
+def to_yield(running: Sequence[Running], num_waiting: int, num_freed: int = 0) -> list[str]:
+    """Renders whose lanes are asked to make room, so that each urgent one that waits gets a lane soon.
+
+    Those at the shortest time from a step's end. `num_freed` lanes have made room and not yet claimed.
+
+    >>> slow, fast = (Running(render_id=f"{s}", step_s=s, is_asked=False, has_steps=True) for s in (9.0, 2.0))
+    >>> to_yield([slow, fast], 1), to_yield([slow, fast], 1, num_freed=1), to_yield([slow, fast], 3)
+    (['2.0'], [], ['2.0', '9.0'])
+    """
+    missing = num_waiting - num_freed - sum(render.is_asked for render in running)
+    free = [render for render in running if render.has_steps and not render.is_asked]
+    return [render.render_id for render in sorted(free, key=lambda render: render.step_s)[: max(0, missing)]]
+
+
+class Waiting(Protocol):
+    """A queued render of one class and model, as its place is told: a row of the database."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def due_at(self) -> float: ...
+    @property
+    def created_at(self) -> float: ...
+    @property
+    def rest_s(self) -> float: ...
+
+
+Render = TypeVar("Render", bound=Waiting)
+
+
+def in_order(waiting: Iterable[Render], used_gpu_s: Mapping[str, float]) -> Iterator[Render]:
+    """Renders of one class and model as one lane would take them; each tenant's in the order in which they come."""
+    queues: dict[str, deque[Render]] = {}
+    for each in waiting:
+        queues.setdefault(each.tenant, deque()).append(each)
+
+    def turn(tenant: str, used: float) -> tuple[float, float, float, str]:
+        head = queues[tenant][0]
+        return used, head.due_at, head.created_at, tenant
+
+    turns = [turn(tenant, used_gpu_s.get(tenant, 0.0)) for tenant in queues]
+    heapq.heapify(turns)
+    while turns:
+        used, _, _, tenant = turns[0]
+        render = queues[tenant].popleft()
+        yield render
+        if queues[tenant]:
+            heapq.heapreplace(turns, turn(tenant, used + render.rest_s))
+        else:
+            heapq.heappop(turns)
 
 
 def faded(gpu_s: float, since_s: float) -> float:

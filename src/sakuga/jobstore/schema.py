@@ -4,11 +4,15 @@ A *job* is what a tenant asked for; a *render* is the work. Equal render keys of
 with several jobs. An *attempt* is one lane's try at a render, under a fence: a number that grows with each attempt,
 without which nothing can be written for a render that is under way. *Events* are only ever added to.
 
+Queues are read by indexes of their own, over queued and over running rows only: ten thousand videos that are done cost
+a claim nothing. Their conditions are written into the statement, as a bound parameter cannot match a partial index.
+
 Times are seconds since 1970.     Run: pytest tests/unit/test_jobstore.py
 """
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -19,12 +23,17 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
+    false,
+    literal,
     text,
 )
 
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = "queued", "running", "completed", "failed", "cancelled"
 STATES = (QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED)
 IN_FLIGHT = (QUEUED, RUNNING)
+NEVER = 1e12
+"""A deadline that nothing has to meet: a number, so that one index sorts those with and without."""
 
 metadata = MetaData(
     naming_convention={
@@ -42,16 +51,21 @@ renders = Table(
     Column("tenant", String(100), nullable=False),
     Column("render_key", String(64), nullable=False),
     Column("model", String(100), nullable=False),
-    Column("recipe", JSON, nullable=False),
+    Column("recipe", JSON, nullable=False),  # emptied with the last of its jobs
+    Column("inputs", JSON, nullable=False, server_default=text("'{}'")),  # role -> name in storage; emptied likewise
     Column("work_s", Float, nullable=False),  # as the cost model predicts it
+    Column("step_s", Float, nullable=False, server_default=text("0")),
+    Column("rest_s", Float, nullable=False, server_default=text("0")),  # of work_s, what is still to do
     Column("priority", Integer, nullable=False),
-    Column("deadline_at", Float),
+    Column("due_at", Float, nullable=False, server_default=text("1e12")),
     Column("created_at", Float, nullable=False),
     Column("state", String(10), nullable=False),
     Column("fence", Integer, nullable=False),
     Column("lane", String(200)),
     Column("lease_until", Float),
     Column("started_at", Float),  # of the attempt under way
+    Column("charged_at", Float),  # up to when its tenant has been charged for that
+    Column("not_before", Float),  # parked: no lane may have it earlier
     Column("step", Integer, nullable=False),
     Column("num_steps", Integer, nullable=False),
     Column("snapshot_key", Text),
@@ -65,16 +79,31 @@ renders = Table(
     Column("error_code", String(40)),
     Column("error_message", Text),
     Column("artifact_id", String(40)),
-    Index("ix_renders_queue", "state", "priority", "tenant", "created_at"),
 )
-Index(
-    "uq_renders_in_flight",
-    renders.c.tenant,
-    renders.c.render_key,
-    unique=True,
-    sqlite_where=renders.c.state.in_(IN_FLIGHT),
-    postgresql_where=renders.c.state.in_(IN_FLIGHT),
-)
+
+
+def _is(state: str):
+    return renders.c.state == literal(state, literal_execute=True)
+
+
+IS_QUEUED, IS_RUNNING = _is(QUEUED), _is(RUNNING)
+IS_IN_FLIGHT = renders.c.state.in_([literal(state, literal_execute=True) for state in IN_FLIGHT])
+
+
+def _partial(name: str, condition: str, *columns: str, unique: bool = False) -> Index:
+    where = text(condition)
+    return Index(
+        name, *(renders.c[column] for column in columns), unique=unique, sqlite_where=where, postgresql_where=where
+    )
+
+
+_partial("uq_renders_in_flight", "state IN ('queued', 'running')", "tenant", "render_key", unique=True)
+_partial("ix_renders_in_flight", "state IN ('queued', 'running')", "tenant", "rest_s")
+_partial(
+    "ix_renders_queued", "state = 'queued'",
+    "priority", "model", "tenant", "due_at", "created_at", "id", "rest_s",
+)  # fmt: skip
+_partial("ix_renders_running", "state = 'running'", "lease_until")
 
 jobs = Table(
     "jobs",
@@ -87,11 +116,17 @@ jobs = Table(
     Column("deadline_at", Float),
     Column("created_at", Float, nullable=False),
     Column("state", String(10), nullable=False),
+    Column("started_at", Float),  # when a lane first had its render
     Column("finished_at", Float),
     Column("error_code", String(40)),
     Column("error_message", Text),
-    Column("is_deleted", Boolean, nullable=False, server_default=text("false")),
+    Column("webhook_url", Text),
+    Column("batch_id", String(40)),
+    Column("remixed_from", String(40)),
+    Column("is_deleted", Boolean, nullable=False, server_default=false()),
     Index("ix_jobs_listing", "tenant", "created_at", "id"),
+    Index("ix_jobs_states", "is_deleted", "state", "finished_at"),
+    Index("ix_jobs_batch", "batch_id", "is_deleted", "state"),
 )
 
 attempts = Table(
@@ -104,7 +139,25 @@ attempts = Table(
     Column("first_step", Integer, nullable=False),
     Column("ended_at", Float),
     Column("last_step", Integer),
-    Column("outcome", String(20)),  # completed, failed, lost, released, cancelled
+    Column("outcome", String(20)),  # completed, failed, lost, released, yielded, parked, cancelled
+    Index("ix_attempts_ended", "ended_at"),
+)
+
+render_inputs = Table(
+    "render_inputs",
+    metadata,
+    Column("render_id", String(40), ForeignKey("renders.id"), primary_key=True),
+    Column("role", String(100), primary_key=True),  # "image", "lora:SHA256", ...
+    Column("name", Text, primary_key=True, index=True),  # in storage; of every job of the render
+)
+
+garbage = Table(
+    "garbage",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, index=True),  # of an object, or the start of the names of several
+    Column("not_before", Float, nullable=False, index=True),
+    Column("is_taken", Boolean, nullable=False, server_default=false()),  # somebody removes it, or tried to
 )
 
 events = Table(
@@ -126,8 +179,8 @@ idempotency = Table(
     Column("owner", String(100), primary_key=True),  # the API key
     Column("key", String(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
-    Column("job_id", String(40), ForeignKey("jobs.id"), nullable=False),
-    Column("created_at", Float, nullable=False),
+    Column("made", String(40), nullable=False),  # the job or batch
+    Column("created_at", Float, nullable=False, index=True),
 )
 
 artifacts = Table(
@@ -162,4 +215,77 @@ api_keys = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(100), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("num_rows", Integer, nullable=False),
+    Column("errors", JSON, nullable=False),  # of the rows that are no jobs
+    Index("ix_batches_listing", "tenant", "created_at", "id"),
+)
+
+loras = Table(
+    "loras",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(100), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("object_name", Text, nullable=False),
+    Column("passport", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("tenant", "sha256"),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("model", String(100), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("fields", JSON, nullable=False),
+    Column("measured", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("retired_at", Float),
+    UniqueConstraint("model", "name", "version"),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("tenant", String(100), primary_key=True),
+    Column("secret", String(100), nullable=False),  # both sides sign with it, so it cannot be kept as a hash
+    Column("created_at", Float, nullable=False),
+)
+
+webhooks_off = Table(
+    "webhooks_off",
+    metadata,
+    Column("tenant", String(100), primary_key=True),
+    Column("url", Text, primary_key=True),
+    Column("at", Float, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("tenant", String(100), nullable=False),
+    Column("job_id", String(40), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("data", JSON, nullable=False),  # ids and states, nothing that a user wrote
+    Column("state", String(10), nullable=False),  # pending, delivered, failed
+    Column("attempt", Integer, nullable=False),
+    Column("status", Integer),  # of the last answer
+    Column("created_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),  # the next try; while one is under way, when that counts as lost
+    Index("ix_deliveries_due", "state", "due_at"),
+    Index("ix_deliveries_listing", "tenant", "created_at", "id"),
 )

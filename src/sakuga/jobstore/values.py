@@ -3,7 +3,7 @@
 Run: pytest tests/unit/test_jobstore.py
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 PRIORITIES = {"batch": 0, "normal": 1, "interactive": 2}
@@ -24,13 +24,21 @@ class NewJob:
     num_steps: int
     work_s: float
     """Seconds of a lane, as the cost model predicts them."""
+    step_s: float = 0.0
+    """Of these, one step; 0: an equal share of them."""
     priority: str = "normal"
     deadline_at: float | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Names in storage by role: "image", "video", ..., and "lora:SHA256"."""
+    webhook_url: str | None = None
+    """Told when the job has ended."""
+    batch_id: str | None = None
+    remixed_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency:
-    """A client's key for a request: the same key is answered with the same job."""
+    """A client's key for a request: the same key is answered with the same job or batch."""
 
     owner: str
     key: str
@@ -49,11 +57,22 @@ class Job:
     priority: str
     request: Mapping[str, object]
     created_at: float
+    render_key: str = ""
+    model: str = ""
+    started_at: float | None = None
+    """When a lane first had its render."""
     finished_at: float | None = None
+    expires_at: float | None = None
+    """When a job that has ended is deleted; None: never."""
     deadline_at: float | None = None
     step: int = 0
     num_steps: int = 0
+    snapshot_step: int | None = None
     work_s: float = 0.0
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    webhook_url: str | None = None
+    batch_id: str | None = None
+    remixed_from: str | None = None
     error_code: str | None = None
     error_message: str | None = None
     artifact: "Artifact | None" = None
@@ -79,11 +98,30 @@ class Claim:
     fence: int
     lane: str
     lease_until: float
+    model: str
     recipe: Mapping[str, object]
+    inputs: Mapping[str, str]
     num_steps: int
+    work_s: float
+    step_s: float
+    created_at: float
     first_step: int = 0
     snapshot_key: str | None = None
     """Where to go on from, if an earlier attempt got so far."""
+
+    @property
+    def prefix(self) -> str:
+        """In storage, of everything that this attempt writes; removed when another attempt makes the video."""
+        return attempt_prefix(self.tenant, self.render_id, self.fence)
+
+
+def render_prefix(tenant: str, render_id: str) -> str:
+    """In storage, of everything that is made for a render."""
+    return f"{tenant}/{render_id}"
+
+
+def attempt_prefix(tenant: str, render_id: str, fence: int) -> str:
+    return f"{render_prefix(tenant, render_id)}/{fence}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +143,88 @@ class Event:
     type: str
     data: Mapping[str, object]
     at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The work that one model has."""
+
+    queued_s: float = 0.0
+    running_s: float = 0.0
+    """What is left of the renders that lanes have."""
+    num_queued: int = 0
+    num_running: int = 0
+    oldest_wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job stands in the queue of its model; a job that does not wait is at 0 with nothing ahead."""
+
+    position: int = 0
+    """Renders that a lane would take before it."""
+    ahead_s: float = 0.0
+    """Predicted seconds of these and of what lanes have under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Many jobs that were asked for at once."""
+
+    id: str
+    tenant: str
+    created_at: float
+    num_rows: int
+    """Of the request, the bad ones too."""
+    errors: Sequence[Mapping[str, object]]
+    """Of rows that are no jobs; their "message" goes with the last job."""
+    counts: Mapping[str, int]
+    """Jobs by state; those that were deleted are not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message to a webhook: that a job has ended."""
+
+    id: str
+    """Constant over all tries, so that a receiver knows what it has seen."""
+    tenant: str
+    job_id: str
+    url: str
+    type: str
+    data: Mapping[str, object]
+    attempt: int
+    """This try's number, from 1."""
+    created_at: float
+    state: str = "pending"
+    """pending, delivered or failed."""
+    status: int | None = None
+    """HTTP status of the last answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraEntry:
+    """A LoRA that a tenant may name in recipes."""
+
+    id: str
+    tenant: str
+    name: str
+    sha256: str
+    num_bytes: int
+    object_name: str
+    passport: Mapping[str, object]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileEntry:
+    """A named speed profile of a model, as it was measured; it never changes, a new version takes its place."""
+
+    id: str
+    model: str
+    name: str
+    version: int
+    fields: Mapping[str, object]
+    measured: Mapping[str, object]
+    created_at: float
+    retired_at: float | None = None

@@ -1,0 +1,135 @@
+"""What recipes may name: the LoRAs of a tenant, the speed profiles of a model.
+
+Run: pytest tests/unit/test_jobstore_registries.py
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from sakuga.errors import ConflictError, NotFoundError, shown
+from sakuga.jobstore.ending import throw_away
+from sakuga.jobstore.ids import new_id
+from sakuga.jobstore.retention import keep
+from sakuga.jobstore.schema import loras, profiles
+from sakuga.jobstore.store import MAX_LISTED, JobStore
+from sakuga.jobstore.values import LoraEntry, ProfileEntry
+
+
+class LoraRegistry:
+    """LoRAs that tenants have uploaded."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._database = store.database
+
+    def add(
+        self,
+        tenant: str,
+        *,
+        name: str,
+        sha256: str,
+        num_bytes: int,
+        object_name: str,
+        passport: Mapping[str, object],
+    ) -> LoraEntry:
+        """The entry; the one that there is, if the tenant has the same file, and the object of this one is removed."""
+        row = {
+            "id": new_id("lora"), "tenant": tenant, "name": name, "sha256": sha256, "num_bytes": num_bytes,
+            "object_name": object_name, "passport": dict(passport),
+        }  # fmt: skip
+        same = and_(loras.c.tenant == tenant, loras.c.sha256 == sha256)
+        for _ in range(3):
+            try:
+                with self._database.writing() as connection:
+                    now = self._database.now(connection)
+                    known = connection.execute(select(loras).where(same)).first()
+                    if known is None:
+                        keep(connection, object_name)
+                        connection.execute(insert(loras).values(**row, created_at=now))
+                    elif known.object_name != object_name:
+                        throw_away(connection, [object_name], now)
+                    return _lora(connection.execute(select(loras).where(same)).one())
+            except IntegrityError:  # on PostgreSQL somebody was faster: look again
+                continue
+        raise ConflictError("the same LoRA is being added many times at once; try again")
+
+    def get(self, tenant: str, lora_id: str) -> LoraEntry:
+        """Raises NotFoundError."""
+        with self._database.reading() as connection:
+            return _lora(_one(connection, tenant, lora_id))
+
+    def page(self, tenant: str, after: str | None = None, limit: int = 20) -> tuple[Sequence[LoraEntry], bool]:
+        """The newest first, behind `after`, and whether there are more. Raises NotFoundError for an unknown `after`."""
+        limit = min(limit, MAX_LISTED)
+        wanted = select(loras).where(loras.c.tenant == tenant)
+        with self._database.reading() as connection:
+            if after is not None:
+                at = _one(connection, tenant, after).created_at
+                tie = and_(loras.c.created_at == at, loras.c.id < after)
+                wanted = wanted.where(or_(loras.c.created_at < at, tie))
+            wanted = wanted.order_by(loras.c.created_at.desc(), loras.c.id.desc()).limit(limit + 1)
+            rows = connection.execute(wanted).all()
+        return [_lora(row) for row in rows[:limit]], len(rows) > limit
+
+    def delete(self, tenant: str, lora_id: str) -> None:
+        """From now on no recipe can name it; its file goes when no render under way needs it. Raises NotFoundError."""
+        with self._database.writing() as connection:
+            row = _one(connection, tenant, lora_id)
+            connection.execute(delete(loras).where(loras.c.id == row.id))
+            throw_away(connection, [row.object_name], self._database.now(connection))
+
+
+class ProfileRegistry:
+    """Speed profiles that have been promoted. An entry never changes; a newer version takes its place."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._database = store.database
+
+    def add(self, model: str, name: str, fields: Mapping[str, object], measured: Mapping[str, object]) -> ProfileEntry:
+        """The next version of a profile."""
+        of_name = and_(profiles.c.model == model, profiles.c.name == name)
+        for _ in range(3):
+            try:
+                with self._database.writing() as connection:
+                    newest = connection.execute(select(func.max(profiles.c.version)).where(of_name)).scalar() or 0
+                    made = ProfileEntry(
+                        id=new_id("profile"), model=model, name=name, version=newest + 1, fields=dict(fields),
+                        measured=dict(measured), created_at=self._database.now(connection),
+                    )  # fmt: skip
+                    connection.execute(insert(profiles).values(**asdict(made)))
+                    return made
+            except IntegrityError:  # on PostgreSQL somebody was faster with this version
+                continue
+        raise ConflictError(f"profile {shown(name)} is being promoted many times at once; try again")
+
+    def current(self, model: str) -> Sequence[ProfileEntry]:
+        """The newest version of each profile that is not retired: to retire one brings back the one before."""
+        wanted = select(profiles).where(profiles.c.model == model, profiles.c.retired_at.is_(None))
+        with self._database.reading() as connection:
+            rows = connection.execute(wanted.order_by(profiles.c.name, profiles.c.version)).mappings().all()
+        newest = {row["name"]: ProfileEntry(**row) for row in rows}
+        return list(newest.values())
+
+    def retire(self, profile_id: str) -> None:
+        """It is no longer offered. Raises NotFoundError."""
+        with self._database.writing() as connection:
+            retired = {"retired_at": func.coalesce(profiles.c.retired_at, self._database.now(connection))}
+            done = connection.execute(update(profiles).where(profiles.c.id == profile_id).values(**retired))
+            if not done.rowcount:
+                raise NotFoundError(f"there is no profile {shown(profile_id)}")
+
+
+def _one(connection: Connection, tenant: str, lora_id: str) -> Row:
+    row = connection.execute(select(loras).where(loras.c.id == lora_id, loras.c.tenant == tenant)).first()
+    if row is None:
+        raise NotFoundError(f"there is no LoRA {shown(lora_id)}; GET /v1/loras lists yours")
+    return row
+
+
+def _lora(row: Row) -> LoraEntry:
+    return LoraEntry(
+        id=row.id, tenant=row.tenant, name=row.name, sha256=row.sha256, num_bytes=row.num_bytes,
+        object_name=row.object_name, passport=row.passport, created_at=row.created_at,
+    )  # fmt: skip

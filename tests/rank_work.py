@@ -320,7 +320,7 @@ def dancer():
     """A short render of Wan-mini whose step cache skips some steps."""
     from pathlib import Path
 
-    from sakuga.engine import resolve
+    from sakuga.engine.resolve import resolve
     from sakuga.recipe import parse_request
     from sakuga.wan.catalogue import card
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sakuga.engine import LocalEngine, RenderInputs, resolve
+from sakuga.engine import LocalEngine, RenderInputs
 from sakuga.engine.plan import ExecutionPlan
+from sakuga.engine.resolve import resolve
 from sakuga.errors import MemoryLimitError, PlanError
 from sakuga.recipe import parse_request
 from sakuga.wan.memory import MemoryPlan

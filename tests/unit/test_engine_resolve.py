@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import ones
 
-from sakuga.engine import resolve
+from sakuga.engine.resolve import resolve
 from sakuga.engine.task import check_task
 from sakuga.errors import GeometryError, ImageError, LoraError, ModelError, RecipeError, WeightsError
 from sakuga.media import image_sha256, load_image, write_mp4

@@ -3,15 +3,18 @@
 import json
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sakuga.engine import LocalEngine, RenderInputs
-from sakuga.farm.lane import LaneWork, Outcome
+from sakuga.engine import LocalEngine
+from sakuga.engine.driven import EngineSession
+from sakuga.errors import DiskFullError, MemoryLimitError
+from sakuga.farm.lane import PARKED_S, LaneWork, Outcome
 from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
-from sakuga.jobstore.leases import MAX_ATTEMPTS
-from sakuga.recipe import RenderRecipe
+from sakuga.jobstore.leases import MAX_ATTEMPTS, MAX_LOST
+from sakuga.recipe import ImageRef, RenderRecipe
 from sakuga.storage.objects import FolderObjects
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,13 +34,19 @@ def recipe_for(engine, seed: int = 1) -> RenderRecipe:
     )  # fmt: skip
 
 
-def submit(store, recipe: RenderRecipe):
+def submit(store, recipe: RenderRecipe, **fields):
     return store.submit(
         NewJob(
             tenant="app", render_key=recipe.render_key, model=recipe.model, recipe=recipe.as_dict(), request={},
-            num_steps=recipe.num_inference_steps, work_s=1.0,
+            num_steps=recipe.num_inference_steps, work_s=1.0, **fields,
         )
     )  # fmt: skip
+
+
+def after_the_claim():
+    """A lane that is told to close when it has a render."""
+    answers = iter([False])
+    return lambda: next(answers, True)
 
 
 class Clock:
@@ -63,9 +72,8 @@ def farm(tmp_path, engine):
                 lane=Lane(name=f"lane-{number}", models=("wan-mini",)),
                 renders=self.renders,
                 objects=self.objects,
-                engine_for=lambda recipe: engine,
-                inputs_for=lambda recipe: RenderInputs(),
-                **({"snapshot_steps": 2} | fields),
+                session=EngineSession(lambda precision, execution: engine),
+                **({"snapshot_steps": 2, "snapshot_s": 0, "orders_s": 0} | fields),
             )
 
         def submitted(self):
@@ -165,7 +173,7 @@ def test_a_store_that_cannot_be_asked_for_a_moment_costs_nothing(farm, engine, m
 
 def test_a_lane_that_closes_saves_its_render(farm, expected):
     job = farm.submitted()
-    assert farm.lane(1, should_close=lambda: True).run_one() is Outcome.YIELDED
+    assert farm.lane(1, should_close=after_the_claim()).run_one() is Outcome.YIELDED
     assert farm.store.get("app", job.id).step == 1
     assert farm.lane(2).run_one() is Outcome.COMPLETED
     assert farm.store.get("app", job.id).artifact.sha256 == expected
@@ -215,7 +223,7 @@ def test_a_lane_that_was_overtaken_publishes_nothing(farm, engine, monkeypatch, 
 
 def test_a_snapshot_that_is_damaged_means_from_the_beginning(farm, expected):
     job = farm.submitted()
-    assert farm.lane(1, should_close=lambda: True).run_one() is Outcome.YIELDED
+    assert farm.lane(1, should_close=after_the_claim()).run_one() is Outcome.YIELDED
     (snapshot,) = farm.objects.names("app")
     path = farm.objects.root / snapshot
     path.write_bytes(path.read_bytes()[:1000])
@@ -237,6 +245,90 @@ def test_the_lease_lives_through_a_stage_that_is_longer_than_it(farm, engine, mo
     assert farm.lane(1, heartbeat_s=0.1).run_one() is Outcome.COMPLETED
 
 
+class Faulty:
+    """Storage that fails as often as told, for names that contain a word."""
+
+    def __init__(self, objects, word: str, times: int) -> None:
+        self._objects, self.word, self.times = objects, word, times
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+    def put(self, name, path):
+        if self.word in name and self.times:
+            self.times -= 1
+            raise DiskFullError(f"no space for {name}")
+        return self._objects.put(name, path)
+
+
+def count_begins(monkeypatch):
+    begin, begun = EngineSession.begin, []
+    monkeypatch.setattr(EngineSession, "begin", lambda *args: begun.append(1) or begin(*args))
+    return begun
+
+
+def test_a_finished_video_waits_for_storage_and_is_not_rendered_again(farm, monkeypatch, expected):
+    job, begun = farm.submitted(), count_begins(monkeypatch)
+    farm.objects = Faulty(farm.objects, "video.mp4", 1)
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert (farm.store.get("app", job.id).artifact.sha256, len(begun)) == (expected, 1)
+
+
+def test_without_storage_a_job_waits_and_pays_nothing(farm, expected):
+    job = farm.submitted()
+    farm.objects = Faulty(farm.objects, "video.mp4", MAX_LOST + 1)
+    for _ in range(MAX_LOST + 1):
+        assert farm.lane(1, storage_patience_s=0).run_one() is Outcome.PARKED
+        assert farm.lane(1).run_one() is None, "for a while"
+        farm.clock.offset += 2 * PARKED_S
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_a_snapshot_that_cannot_be_stored_stops_nothing(farm, expected):
+    job = farm.submitted()
+    farm.objects = Faulty(farm.objects, "snapshot", 100)
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert farm.store.get("app", job.id).artifact.sha256 == expected
+
+
+def test_a_render_that_does_not_fit_is_tried_on_a_smaller_plan_and_then_fails_with_advice(farm, engine, monkeypatch):
+    job = farm.submitted()
+    during_step(monkeypatch, engine, 2, out_of_memory)
+    lane = farm.lane(1)
+    assert lane.run_one() is Outcome.COMPLETED
+    assert str(lane.session.execution.memory) == "components"
+    job = submit(farm.store, replace(farm.recipe, seed=2))
+    monkeypatch.setattr(LocalEngine, "step", lambda self, state: out_of_memory())
+    while farm.store.get("app", job.id).state != "failed":
+        assert lane.run_one() is Outcome.FAILED
+    assert farm.store.get("app", job.id).error_code == "E_MEMORY"
+
+
+def out_of_memory():
+    raise MemoryLimitError("a step needs 90 GB, 80 are there; take --memory components")
+
+
+def test_inputs_come_from_storage_and_must_be_those_of_the_recipe(farm, engine, tmp_path):
+    from PIL import Image
+
+    from sakuga.media import image_sha256
+
+    path = tmp_path / "photo.png"
+    picture = Image.new("RGB", (32, 32), (200, 120, 40))
+    picture.save(path)
+    farm.objects.put("app/uploads/1/input_image.png", path)
+    recipe = replace(farm.recipe, images=(ImageRef(role="input_image", sha256=image_sha256(picture)),))
+    wrong = replace(farm.recipe, images=(ImageRef(role="input_image", sha256="0" * 64),))
+    inputs = {"input_image": "app/uploads/1/input_image.png"}
+    job, other = (submit(farm.store, each, inputs=inputs) for each in (recipe, wrong))
+    lane = farm.lane(1)
+    while lane.run_one() is not None:
+        pass
+    assert farm.store.get("app", job.id).state == "completed"
+    assert farm.store.get("app", other.id).error_code == "E_IMAGE"
+
+
 def test_a_lane_that_is_killed_in_a_step_loses_nothing(tmp_path, engine, expected):
     """kill -9 of the whole process, the store's owner with it."""
     context = multiprocessing.get_context("spawn")
@@ -256,7 +348,7 @@ def test_a_lane_that_is_killed_in_a_step_loses_nothing(tmp_path, engine, expecte
     assert store.get("app", job_id).step == 4
     work = LaneWork(
         lane=Lane(name="lane-2", models=("wan-mini",)), renders=renders, objects=FolderObjects(tmp_path / "objects"),
-        engine_for=lambda recipe: engine, inputs_for=lambda recipe: RenderInputs(),
+        session=EngineSession(lambda precision, execution: engine),
     )  # fmt: skip
     assert work.run_one() is Outcome.COMPLETED
     assert store.get("app", job_id).artifact.sha256 == expected
@@ -280,6 +372,6 @@ def _lane_that_waits_in_step_four(folder: str, pipe) -> None:
     LocalEngine.step = waiting
     LaneWork(
         lane=Lane(name="lane-1", models=("wan-mini",)), renders=LeasedRenders(store),
-        objects=FolderObjects(Path(folder) / "objects"), engine_for=lambda recipe: engine,
-        inputs_for=lambda recipe: RenderInputs(), snapshot_steps=2,
+        objects=FolderObjects(Path(folder) / "objects"), session=EngineSession(lambda precision, execution: engine),
+        snapshot_steps=2, snapshot_s=0, orders_s=0,
     ).run_one()  # fmt: skip

@@ -1,13 +1,14 @@
 """The engine without pictures: the cost model's seconds, and lanes that share them."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
-from sakuga.cost import DEVICES, estimate
-from sakuga.engine import RenderEngine, RenderInputs
-from sakuga.engine.plan import ExecutionPlan
+from sakuga.cost import DEVICES, Planned, estimate
+from sakuga.engine.session import InputFiles
 from sakuga.engine.simulated import SimEngine
+from sakuga.errors import WeightsError
 from sakuga.farm.lane import LaneWork, Outcome
 from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
 from sakuga.recipe import RenderRecipe
@@ -20,22 +21,22 @@ RECIPE = RenderRecipe(
 )  # fmt: skip
 
 
-def run(engine: RenderEngine, state):
-    while not state.is_done:
-        state = engine.step(state)
-    return engine.finish(state)
-
-
 def test_a_render_takes_what_the_cost_model_says(tmp_path):
     slept = []
     engine = SimEngine(DEVICES["h200"], speed=10.0, sleep=slept.append)
-    state = engine.start(RECIPE, RenderInputs())
-    engine.snapshot(engine.step(state), tmp_path / "state.safetensors")
-    video = run(engine, engine.restore(tmp_path / "state.safetensors", RECIPE))
-    predicted = estimate(RECIPE, card(RECIPE.model), ExecutionPlan(), DEVICES["h200"])
+    at = engine.step(engine.begin(RECIPE, InputFiles()))
+    engine.snapshot(at, tmp_path / "state")
+    at = engine.begin(RECIPE, InputFiles(), tmp_path / "state")
+    assert at.step == 1
+    while not at.is_done:
+        at = engine.step(at)
+    receipt = engine.finish(at, tmp_path)
+    predicted = estimate(RECIPE, card(RECIPE.model), Planned(), DEVICES["h200"])
     assert sum(slept) == pytest.approx(predicted.total_s / 10)
-    assert video.seconds["total"] == pytest.approx(predicted.total_s)
-    assert "no picture" in engine.receipt(RECIPE, video)["notes"][0]
+    assert receipt["seconds"]["total"] == pytest.approx(predicted.total_s)
+    assert "no picture" in receipt["notes"][0] and (tmp_path / "video.mp4").stat().st_size > 0
+    with pytest.raises(WeightsError, match="another render"):
+        engine.begin(replace(RECIPE, seed=2), InputFiles(), tmp_path / "state")
 
 
 def test_many_lanes_share_a_queue_and_nothing_is_done_twice(tmp_path):
@@ -54,8 +55,7 @@ def test_many_lanes_share_a_queue_and_nothing_is_done_twice(tmp_path):
             lane=Lane(name=f"lane-{number}", models=(RECIPE.model,)),
             renders=renders,
             objects=FolderObjects(tmp_path / "objects"),
-            engine_for=lambda recipe: SimEngine(DEVICES["h200"], speed=1e6),
-            inputs_for=lambda recipe: RenderInputs(),
+            session=SimEngine(DEVICES["h200"], speed=1e6),
         )
         while (outcome := lane.run_one()) is not None:
             outcomes.append(outcome)

@@ -5,12 +5,11 @@ several ranks each has its own opinion, and a rank that left would leave the oth
 decision of them before anyone acts.     Run: pytest tests/unit/test_engine_loop.py
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-
-from sakuga.engine.protocol import RenderEngine
-from sakuga.engine.state import RenderState
+from typing import Generic, Protocol, TypeVar
 
 
 class Decision(Enum):
@@ -25,16 +24,42 @@ class Decision(Enum):
     """Stop; nobody wants the video any more."""
 
 
-Control = Callable[[RenderState], Decision]
+class Boundary(Protocol):
+    """A place between two steps: a `RenderState`, or what is known of one that another process holds."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def is_light(self) -> bool:
+        """A snapshot here needs nothing of the step cache's memory."""
+        ...
+
+
+At = TypeVar("At", bound=Boundary)
+
+
+class Stepper(Protocol[At]):
+    """Whatever does a step: an engine, or ranks that are told to."""
+
+    def step(self, state: At, /) -> At: ...
+
+
+Control = Callable[[At], Decision]
 Agree = Callable[[Decision], Decision]
 """Called by every rank at every boundary; gives all of them the same decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Denoised:
+class Denoised(Generic[At]):
     """Where the loop ended: at the last step, or earlier by decision."""
 
-    state: RenderState
+    state: At
     decision: Decision = Decision.GO_ON
 
     @property
@@ -43,13 +68,13 @@ class Denoised:
 
 
 def denoise(
-    engine: RenderEngine,
-    state: RenderState,
-    control: Control,
+    engine: Stepper[At],
+    state: At,
+    control: Control[At],
     *,
-    snapshot: Callable[[RenderState], None],
+    snapshot: Callable[[At], None],
     agree: Agree = lambda decision: decision,
-) -> Denoised:
+) -> Denoised[At]:
     """Step until the state is done or `control` ends it; `snapshot` saves a state, on one rank.
 
     After the last step only a cancel counts: to decode is cheaper than to come back.
@@ -81,16 +106,23 @@ class SnapshotEvery:
     """A control that asks for a snapshot every `num_steps` steps, a little later where it is light then.
 
     Where the recipe's step cache begins anew a snapshot needs none of its memory, which at 14B and 720p is 774 MB a
-    branch for two of the rules. So it waits for such a step, but not for more than as many steps again.
+    branch for two of the rules. So it waits for such a step, but not for more than as many steps again. Steps that
+    took less than `min_s` together are sooner done again than saved.
     """
 
     num_steps: int
+    min_s: float = 0.0
+    clock: Callable[[], float] = time.monotonic
     _last: int = field(default=0)
+    _saved_at: float | None = field(default=None)
 
-    def __call__(self, state: RenderState) -> Decision:
+    def __call__(self, state: Boundary) -> Decision:
+        now = self.clock()
+        if self._saved_at is None:
+            self._saved_at = now
         waited = state.step - self._last
-        light = state.refreshes_next or not state.caches
-        if waited < self.num_steps or (not light and waited < 2 * self.num_steps):
+        is_due = waited >= self.num_steps and (state.is_light or waited >= 2 * self.num_steps)
+        if not is_due or now - self._saved_at < self.min_s:
             return Decision.GO_ON
-        self._last = state.step
+        self._last, self._saved_at = state.step, now
         return Decision.SNAPSHOT

@@ -100,6 +100,11 @@ class RenderState:
         cache = self.recipe.step_cache
         return cache is None or bool(cache.refresh_every and self.step % cache.refresh_every == 0)
 
+    @property
+    def is_light(self) -> bool:
+        """A snapshot now needs nothing of the step cache's memory."""
+        return self.refreshes_next or not self.caches
+
     def predicted_latents(self) -> torch.Tensor:
         """What the last step took for the finished video: the noisy latents without the noise that is left.
 

@@ -44,6 +44,12 @@ class MemoryPlan:
         kind, colon, amount = text.strip().partition(":")
         return cls(kind=kind, budget_bytes=parse_bytes(amount) if colon else None)
 
+    @property
+    def smaller(self) -> "MemoryPlan | None":
+        """What to try when a render did not fit; None: there is nothing smaller."""
+        kind = {"resident": "components", "components": "disk", "layers": "disk"}.get(self.kind)
+        return None if kind is None else MemoryPlan(kind=kind)
+
     def __str__(self) -> str:
         return self.kind if self.budget_bytes is None else f"{self.kind}:{self.budget_bytes}"
 

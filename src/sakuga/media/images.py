@@ -43,37 +43,43 @@ PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
 def load_image(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] | None = None
+    path: str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    tell: Callable[[str], None] | None = None,
+    label: str | None = None,
 ) -> Image.Image:
     """The picture as upright RGB without metadata; of an animation the first frame. Raises ImageError.
 
-    `max_pixels` bounds width x height, read from the header: decoding takes about 8 bytes a pixel. `tell` is given a
-    sentence for whatever of the file has no effect; it is logged in any case.
+    `max_pixels` bounds width x height, read from the header: decoding takes 20 to 30 bytes a pixel. `tell` is given a
+    sentence for whatever of the file has no effect; it is logged in any case. `label` stands for the path in sentences
+    that go to somebody who has never seen it.
     """
+    label = label or shown(path)
 
     def say(text: str) -> None:
-        logger.warning("%s: %s", text, shown(path))
+        logger.warning("%s: %s", text, label)
         if tell is not None:
             tell(text)
 
-    data = _read_file(Path(path))
+    data = _read_file(Path(path), label)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the stricter one
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{shown(path)} is {_sniff(data)}; {ACCEPTED}") from None
+        raise ImageError(f"{label} is {_sniff(data)}; {ACCEPTED}") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{shown(path)} has more than {max_pixels:,} pixels; make it smaller") from None
+        raise ImageError(f"{label} has more than {max_pixels:,} pixels; make it smaller") from None
     except Exception as error:  # decoders raise struct.error, IndexError and others on damaged headers
-        raise _damaged(path, error) from error
+        raise _damaged(label, error) from error
     width, height = picture.size
     if width * height > max_pixels:
-        raise ImageError(f"{shown(path)} is {width}x{height}; make it smaller, at most {max_pixels:,} pixels are taken")
+        raise ImageError(f"{label} is {width}x{height}; make it smaller, at most {max_pixels:,} pixels are taken")
     try:
         return _upright_rgb(picture, say)
     except Exception as error:  # as above, for the pixels
-        raise _damaged(path, error) from error
+        raise _damaged(label, error) from error
 
 
 def image_sha256(image: Image.Image) -> str:
@@ -87,23 +93,23 @@ def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, label: str) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe or device could be read for ever
-            raise ImageError(f"{shown(path)} is not a file; give the path of a picture")
+            raise ImageError(f"{label} is not a file; give the path of a picture")
         if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{shown(path)} has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
+            raise ImageError(f"{label} has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{shown(path)} does not exist; check the path") from None
+        raise ImageError(f"{label} does not exist; check the path") from None
     except (OSError, ValueError) as error:  # ImageError is a ValueError; a NUL in a path is one too
         if isinstance(error, ImageError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{shown(path)} cannot be read ({reason}); check the path and its permissions") from error
+        raise ImageError(f"{label} cannot be read ({reason}); check the path and its permissions") from error
     if not data:
-        raise ImageError(f"{shown(path)} is empty (0 bytes); copy it again")
+        raise ImageError(f"{label} is empty (0 bytes); copy it again")
     return data
 
 
@@ -157,7 +163,7 @@ def _sniff(data: bytes) -> str:
     """What a file is that no accepted decoder knows, for the error."""
     for signature, name in SIGNATURES:
         if data.startswith(signature):
-            return f"a {name} file"
+            return f"{'an' if name == 'EPS' else 'a'} {name} file"
     if data[4:8] == b"ftyp":
         return "HEIC or AVIF or a video"
     head = data[:SNIFF_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -170,6 +176,6 @@ def _sniff(data: bytes) -> str:
     return "not a picture that can be recognised, or damaged"
 
 
-def _damaged(path: str | Path, error: Exception) -> ImageError:
+def _damaged(label: str, error: Exception) -> ImageError:
     reason = str(error).strip() or type(error).__name__
-    return ImageError(f"{shown(path)} is damaged or cut off ({shown(reason, 120)}); copy it again")
+    return ImageError(f"{label} is damaged or cut off ({shown(reason, 120)}); copy it again")

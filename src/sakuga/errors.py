@@ -86,6 +86,12 @@ class ImageError(InputError):
     code = "E_IMAGE"
 
 
+class UrlError(InputError):
+    """A web address that may not be used, or that did not give what it should."""
+
+    code = "E_URL"
+
+
 class VideoError(InputError):
     """A video that is missing, damaged or of another length."""
 

@@ -86,7 +86,7 @@ ROUTES = {
     "/to-loopback": to("https://127.0.0.1/picture"),
     "/to-private": to("https://inside.test/picture"),
     "/to-http": to("http://pictures.test/picture"),
-    "/to-file": to("file:///etc/passwd"),
+    "/to-file": to("file://localhost/etc/passwd"),
     "/to-user": to("https://user:word@pictures.test/picture"),
     "/to-nothing": to("https://0177.0.0.1/"),
     "/no-target": lambda handler: handler.reply(302),
@@ -145,7 +145,7 @@ def test_a_picture_comes_over_the_address_that_was_checked(guard, network, serve
 @pytest.mark.parametrize(
     "url, sentence",
     [
-        ("file:///etc/passwd", "must begin with https"),
+        ("file://localhost/etc/passwd", "must begin with https"),
         ("gopher://pictures.test/", "must begin with https"),
         ("ftp://pictures.test/", "must begin with https"),
         ("http://pictures.test/", "must begin with https"),

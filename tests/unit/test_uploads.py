@@ -81,8 +81,19 @@ def with_exif(orientation: int) -> bytes:
 
 
 def animation(num_frames: int) -> bytes:
-    frames = [Image.new("P", (4, 4), index % 2) for index in range(num_frames)]
-    return encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    """An animated PNG of 1x1, black and white in turn."""
+
+    def control(number: int) -> bytes:
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 1, 1, 0, 0, 1, 10, 0, 0))
+
+    frames = [control(0) + chunk(b"IDAT", zlib.compress(b"\0\0"))]
+    for frame in range(1, num_frames):
+        pixel = zlib.compress(b"\0\xff" if frame % 2 else b"\0\0")
+        frames.append(control(2 * frame - 1) + chunk(b"fdAT", struct.pack(">I", 2 * frame) + pixel))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, GREY, 0, 0, 0))
+    return (
+        PNG_START + header + chunk(b"acTL", struct.pack(">II", num_frames, 0)) + b"".join(frames) + chunk(b"IEND", b"")
+    )
 
 
 def indexed_with_transparency() -> bytes:
@@ -180,7 +191,7 @@ TAKEN: dict[str, tuple[Callable[[], bytes], tuple[int, int], dict[tuple[int, int
     "grey with alpha": (
         lambda: encoded(Image.new("LA", (8, 8), (0, 0)), "PNG"), (8, 8), {(4, 4): (255,) * 3},
     ),
-    "animation": (lambda: animation(200), (4, 4), {}),
+    "animation of 10,000 frames": (lambda: animation(10_000), (1, 1), {(0, 0): (0, 0, 0)}),
     "broken profile": (lambda: encoded(corners(), "PNG", icc_profile=b"no profile"), (48, 32), {(0, 0): RED}),
     "JPEG that is also ZIP": (lambda: encoded(corners()) + b"PK\3\4evil", (48, 32), {}),
     "JPEG that is also HTML": (
@@ -303,6 +314,17 @@ def test_a_full_disk_is_not_the_pictures_fault(tmp_path, monkeypatch):
     with pytest.raises(DiskFullError):
         safe_image(tmp_path / "upload", out=tmp_path / "safe.png")
     assert [path.name for path in tmp_path.iterdir()] == ["upload"]
+
+
+def test_limits_that_are_there_already_may_be_lower(tmp_path, monkeypatch):
+    program = """
+import json, resource, sys
+from sakuga.media import decoder
+resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+print(json.dumps(decoder.asdict(decoder.decode(decoder.Task(**json.loads(sys.argv[1]))))))
+"""
+    monkeypatch.setattr(uploads, "DECODER", (sys.executable, "-c", program))
+    made_safe(tmp_path, png(8, 8))
 
 
 def test_the_decoder_sees_no_credentials_and_imports_little(tmp_path, monkeypatch):

@@ -45,10 +45,10 @@ class Answer:
 
 def decode(task: Task) -> Answer:
     """Limits this process for good, then decodes."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (task.cpu_s, task.cpu_s))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, task.cpu_s)
     if MEMORY_IS_LIMITED:
-        resource.setrlimit(resource.RLIMIT_AS, (task.memory_bytes, task.memory_bytes))
+        _limit(resource.RLIMIT_AS, task.memory_bytes)
     answer = Answer()
     try:
         image = load_image(task.source, max_pixels=task.max_pixels, tell=answer.notes.append, label=task.label)
@@ -61,6 +61,13 @@ def decode(task: Task) -> Answer:
     except OSError as error:
         answer.error, answer.errno = str(error), error.errno
     return answer
+
+
+def _limit(kind: int, value: int) -> None:
+    """For good; where we are limited already, the lower of both."""
+    hard = resource.getrlimit(kind)[1]
+    lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (lower, lower))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class UploadLimits:
     max_pixels: int = 25_000_000
     """Width x height; a render needs a tenth of it."""
     memory_bytes: int = 2**30
-    """Of the decoder's address space; 25 MP of WebP with a colour profile take 0.8 GB."""
+    """Of the decoder's address space; 25 MP of WebP with transparency and a colour profile take 0.9 GB."""
     cpu_s: int = 10
     wall_s: float = 20.0
 

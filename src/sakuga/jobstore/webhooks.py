@@ -6,7 +6,7 @@ again: it arrives at least once, under one id.     Run: pytest tests/unit/test_j
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -42,15 +42,16 @@ class Webhooks:
                 return connection.execute(mine).scalar_one()
         return made
 
-    def due(self, limit: int = 20, lease_s: float = 60.0) -> Sequence[Delivery]:
-        """Messages to send now; due again after `lease_s`, if nothing is heard of them."""
+    def due(self, limit: int = 20, lease_s: float = 60.0, *, skip_tenants: Collection[str] = ()) -> Sequence[Delivery]:
+        """Messages to send now, to other tenants than these; due again after `lease_s`, if nothing is heard of them."""
+        is_open = and_(deliveries.c.state == PENDING, deliveries.c.tenant.not_in(skip_tenants))
         with self._database.reading() as connection:  # most of the time there is nothing
-            is_due = and_(deliveries.c.state == PENDING, deliveries.c.due_at <= self._database.now(connection))
+            is_due = and_(is_open, deliveries.c.due_at <= self._database.now(connection))
             if connection.execute(select(deliveries.c.id).where(is_due).limit(1)).first() is None:
                 return []
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            is_due = and_(deliveries.c.state == PENDING, deliveries.c.due_at <= now)
+            is_due = and_(is_open, deliveries.c.due_at <= now)
             wanted = select(deliveries.c.id).where(is_due).order_by(deliveries.c.due_at).limit(limit)
             ids = connection.execute(wanted.with_for_update(skip_locked=True)).scalars().all()
             given = {"attempt": deliveries.c.attempt + 1, "due_at": now + lease_s}

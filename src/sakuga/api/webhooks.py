@@ -97,7 +97,7 @@ class WebhookSender:
     def run_due(self) -> Sequence[Future[None]]:
         """Hands due messages to free threads and does not wait for them."""
         started: list[Future[None]] = []
-        while (skipped := self._skipped()) is not None:
+        while not self._over.is_set() and (skipped := self._skipped()) is not None:
             found = self._webhooks.due(1, LEASE_S, skip_tenants=skipped)
             if not found:
                 break

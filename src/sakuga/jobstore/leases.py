@@ -18,7 +18,7 @@ from sakuga.jobstore.claiming import Lane, take
 from sakuga.jobstore.database import Database
 from sakuga.jobstore.ending import add_events, end_jobs, end_render, live_jobs
 from sakuga.jobstore.ids import new_id
-from sakuga.jobstore.preempting import YIELDED, ask, num_waiting
+from sakuga.jobstore.preempting import YIELDED, to_ask
 from sakuga.jobstore.schema import (
     CANCELLED,
     COMPLETED,
@@ -179,11 +179,12 @@ class LeasedRenders:
     def preempt(self, after_s: float = 0.1) -> int:
         """Ask lanes with batch renders to make room for urgent ones that have waited so long; how many were asked."""
         with self._database.reading() as connection:
-            if not num_waiting(connection, self._database.now(connection), after_s):
+            if not to_ask(connection, self._database.now(connection), after_s):
                 return 0
         with self._database.writing() as connection:
-            now = self._database.now(connection)
-            return ask(connection, num_waiting(connection, now, after_s), now)
+            asked = to_ask(connection, self._database.now(connection), after_s, lock=True)
+            connection.execute(update(renders).where(renders.c.id.in_(asked)).values(must_yield=True))
+            return len(asked)
 
     def _held(self, connection: Connection, claim: Claim) -> tuple[Row, float]:
         """The render, locked, and the time, if the claim still holds."""

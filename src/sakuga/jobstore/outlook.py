@@ -6,9 +6,9 @@ tenant that comes first does not get every lane.     Run: pytest tests/unit/test
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, func, select
 
@@ -63,9 +63,20 @@ class _Standing:
     """The queue at a moment."""
 
     made_at: float
-    places: Mapping[str, Place]
+    positions: Mapping[str, int]
+    ahead_s: Mapping[str, float]
+    """Both by render."""
     ends: Mapping[tuple[str, int], Place]
     """Where a newcomer would stand, by model and class."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The renders of one model and class, by deadline and age."""
+
+    ids: list[str] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)
+    rests_s: list[float] = field(default_factory=list)
 
 
 class Standings:
@@ -79,49 +90,47 @@ class Standings:
         if job.state != QUEUED:
             return Place()
         standing = self._current()
-        known = standing.places.get(job.render_id)
-        if known is not None:
-            return known
+        if job.render_id in standing.positions:
+            return Place(position=standing.positions[job.render_id], ahead_s=standing.ahead_s[job.render_id])
         return standing.ends.get((job.model, PRIORITIES[job.priority]), Place())
 
     def _current(self) -> _Standing:
         with self._lock:
             last = self._last
-            if last is None or len(last.places) < NUM_SMALL or time.monotonic() - last.made_at > MAX_AGE_S:
+            if last is None or len(last.positions) < NUM_SMALL or time.monotonic() - last.made_at > MAX_AGE_S:
                 last = self._last = self._look()
             return last
 
     def _look(self) -> _Standing:
-        made_at = time.monotonic()
+        made_at, lines = time.monotonic(), defaultdict[tuple[str, int], _Line](_Line)
         with self._database.reading() as connection:
             now = self._database.now(connection)
-            rows = connection.execute(_QUEUE).all()
+            for model, priority, render_id, tenant, rest_s in connection.execute(_QUEUE):
+                line = lines[model, priority]
+                line.ids.append(render_id)
+                line.tenants.append(tenant)
+                line.rests_s.append(rest_s)
             running = dict(connection.execute(_RUNNING_S).all())
-            pledged = dict(connection.execute(select(pledged_s())).all())
-            used = {row.tenant: faded(row.gpu_s, now - row.at) for row in connection.execute(select(usage))}
-        used = {tenant: used.get(tenant, 0.0) + pledged.get(tenant, 0.0) for tenant in used.keys() | pledged.keys()}
-        places: dict[str, Place] = {}
+            used = dict(connection.execute(select(pledged_s())).all())
+            for row in connection.execute(select(usage)):
+                used[row.tenant] = used.get(row.tenant, 0.0) + faded(row.gpu_s, now - row.at)
+        positions: dict[str, int] = {}
+        all_ahead_s: dict[str, float] = {}
         ends: dict[tuple[str, int], Place] = {}
-        for model, of_model in groupby(rows, key=lambda row: row.model):
-            of_class = {priority: list(some) for priority, some in groupby(of_model, key=lambda row: row.priority)}
+        for model in {model for model, _ in lines}:
             position, ahead_s = 0, running.get(model, 0.0)
             for priority in sorted(PRIORITIES.values(), reverse=True):
-                for row in in_order(of_class.get(priority, ()), used):
-                    places[row.id] = Place(position=position, ahead_s=ahead_s)
-                    position, ahead_s = position + 1, ahead_s + row.rest_s
+                line = lines[model, priority]
+                for index in in_order(line.tenants, line.rests_s, used):
+                    positions[line.ids[index]], all_ahead_s[line.ids[index]] = position, ahead_s
+                    position, ahead_s = position + 1, ahead_s + line.rests_s[index]
                 ends[model, priority] = Place(position=position, ahead_s=ahead_s)
-        return _Standing(made_at=made_at, places=places, ends=ends)
+        return _Standing(made_at=made_at, positions=positions, ahead_s=all_ahead_s, ends=ends)
 
 
 _QUEUE = (
-    select(
-        renders.c.model, renders.c.priority, renders.c.id, renders.c.tenant, renders.c.due_at, renders.c.created_at,
-        renders.c.rest_s,
-    )
+    select(renders.c.model, renders.c.priority, renders.c.id, renders.c.tenant, renders.c.rest_s)
     .where(IS_QUEUED)
-    .order_by(
-        renders.c.model, renders.c.priority.desc(), renders.c.tenant, renders.c.due_at, renders.c.created_at,
-        renders.c.id,
-    )
-)  # fmt: skip
+    .order_by(renders.c.due_at, renders.c.created_at, renders.c.tenant, renders.c.id)
+)
 _RUNNING_S = select(renders.c.model, func.sum(renders.c.rest_s)).where(IS_RUNNING).group_by(renders.c.model)

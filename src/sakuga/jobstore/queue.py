@@ -6,11 +6,8 @@ loaded, as loading takes longer than many a render, but not while anything waits
 Run: pytest tests/unit/test_jobstore_queue.py
 """
 
-import heapq
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 HALF_LIFE_S = 3600.0
 """In which what a tenant used counts half."""
@@ -83,42 +80,21 @@ def to_yield(running: Sequence[Running], num_waiting: int, num_freed: int = 0) -
     return [render.render_id for render in sorted(free, key=lambda render: render.step_s)[: max(0, missing)]]
 
 
-class Waiting(Protocol):
-    """A queued render of one class and model, as its place is told: a row of the database."""
+def in_order(tenants: Sequence[str], rests_s: Sequence[float], used_gpu_s: Mapping[str, float]) -> list[int]:
+    """Renders of one class and model, given by deadline and age, as one lane would take them: their indexes.
 
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def due_at(self) -> float: ...
-    @property
-    def created_at(self) -> float: ...
-    @property
-    def rest_s(self) -> float: ...
+    When a render's turn comes, its tenant has used what it has used and what it has waiting before that.
+    Plain numbers, as tens of thousands of small objects a second would keep the garbage collector busy.
 
-
-Render = TypeVar("Render", bound=Waiting)
-
-
-def in_order(waiting: Iterable[Render], used_gpu_s: Mapping[str, float]) -> Iterator[Render]:
-    """Renders of one class and model as one lane would take them; each tenant's in the order in which they come."""
-    queues: dict[str, deque[Render]] = {}
-    for each in waiting:
-        queues.setdefault(each.tenant, deque()).append(each)
-
-    def turn(tenant: str, used: float) -> tuple[float, float, float, str]:
-        head = queues[tenant][0]
-        return used, head.due_at, head.created_at, tenant
-
-    turns = [turn(tenant, used_gpu_s.get(tenant, 0.0)) for tenant in queues]
-    heapq.heapify(turns)
-    while turns:
-        used, _, _, tenant = turns[0]
-        render = queues[tenant].popleft()
-        yield render
-        if queues[tenant]:
-            heapq.heapreplace(turns, turn(tenant, used + render.rest_s))
-        else:
-            heapq.heappop(turns)
+    >>> in_order(["t", "t", "u"], [5.0, 5.0, 5.0], {"u": 3.0})
+    [0, 2, 1]
+    """
+    used, turns = dict(used_gpu_s), []
+    for tenant, rest_s in zip(tenants, rests_s, strict=True):
+        turn = used.get(tenant, 0.0)
+        used[tenant] = turn + rest_s
+        turns.append(turn)
+    return sorted(range(len(turns)), key=turns.__getitem__)
 
 
 def faded(gpu_s: float, since_s: float) -> float:

@@ -5,7 +5,8 @@ with several jobs. An *attempt* is one lane's try at a render, under a fence: a 
 without which nothing can be written for a render that is under way. *Events* are only ever added to.
 
 Queues are read by indexes of their own, over queued and over running rows only: ten thousand videos that are done cost
-a claim nothing. Their conditions are written into the statement, as a bound parameter cannot match a partial index.
+a claim nothing. Their conditions are written into the statement, as a bound parameter cannot match a partial index; and
+`state` is their last column, since SQLite else looks at every row for what the index has already said.
 
 Times are seconds since 1970.     Run: pytest tests/unit/test_jobstore.py
 """
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    FromClause,
     Index,
     Integer,
     MetaData,
@@ -82,11 +84,12 @@ renders = Table(
 )
 
 
-def _is(state: str):
-    return renders.c.state == literal(state, literal_execute=True)
+def in_state(state: str, table: FromClause = renders):
+    """As the indexes of that state know it."""
+    return table.c.state == literal(state, literal_execute=True)
 
 
-IS_QUEUED, IS_RUNNING = _is(QUEUED), _is(RUNNING)
+IS_QUEUED, IS_RUNNING = in_state(QUEUED), in_state(RUNNING)
 IS_IN_FLIGHT = renders.c.state.in_([literal(state, literal_execute=True) for state in IN_FLIGHT])
 
 
@@ -98,10 +101,10 @@ def _partial(name: str, condition: str, *columns: str, unique: bool = False) -> 
 
 
 _partial("uq_renders_in_flight", "state IN ('queued', 'running')", "tenant", "render_key", unique=True)
-_partial("ix_renders_in_flight", "state IN ('queued', 'running')", "tenant", "rest_s")
+_partial("ix_renders_in_flight", "state IN ('queued', 'running')", "tenant", "rest_s", "state")
 _partial(
     "ix_renders_queued", "state = 'queued'",
-    "priority", "model", "tenant", "due_at", "created_at", "id", "rest_s",
+    "priority", "model", "tenant", "due_at", "created_at", "id", "rest_s", "not_before", "state",
 )  # fmt: skip
 _partial("ix_renders_running", "state = 'running'", "lease_until")
 

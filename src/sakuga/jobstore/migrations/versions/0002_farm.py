@@ -33,8 +33,20 @@ def _renders() -> None:
     op.execute(
         "ALTER TABLE renders DROP COLUMN deadline_at"
     )  # a batch operation would drop the table that jobs point to
-    _partial("ix_renders_in_flight", IN_FLIGHT, "tenant", "rest_s")
-    _partial("ix_renders_queued", QUEUED, "priority", "model", "tenant", "due_at", "created_at", "id", "rest_s")
+    _partial("ix_renders_in_flight", IN_FLIGHT, "tenant", "rest_s", "state")
+    _partial(
+        "ix_renders_queued",
+        QUEUED,
+        "priority",
+        "model",
+        "tenant",
+        "due_at",
+        "created_at",
+        "id",
+        "rest_s",
+        "not_before",
+        "state",
+    )
     _partial("ix_renders_running", RUNNING, "lease_until")
     op.create_index("ix_attempts_ended", "attempts", ["ended_at"])
 

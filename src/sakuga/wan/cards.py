@@ -104,11 +104,15 @@ class ModelCard:
                 f"{width}x{height} is not a multiple of {self.size_multiple}, as {self.name} needs; "
                 f"nearest: {legal_width}x{legal_height}"
             )
-        legal_frames = _nearest(num_frames, 4, 1)
+        legal_frames = self.nearest_frames(num_frames)
         if num_frames != legal_frames:
             raise GeometryError(
                 f"{num_frames} frames is not a multiple of 4 plus 1, as the VAE needs; nearest: {legal_frames}"
             )
+
+    def nearest_frames(self, num_frames: int) -> int:
+        """The length closest to it that the VAE can make; of two, the longer one."""
+        return _nearest(num_frames, 4, 1)
 
     def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int, int]:
         """(B, C, T, H, W) of the latents of a legal geometry."""

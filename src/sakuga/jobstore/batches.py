@@ -49,6 +49,15 @@ class Batches:
                 continue
         raise ConflictError("the same jobs are being submitted many times at once; try again")
 
+    def known(self, tenant: str, idempotency_key: Idempotency) -> Batch | None:
+        """The batch of a request that was made before under this key; None when there was none.
+
+        Raises ConflictError when that was another request.
+        """
+        with self._database.reading() as connection:
+            batch_id = known(connection, idempotency_key)
+        return None if batch_id is None else self.get(tenant, batch_id)
+
     def get(self, tenant: str, batch_id: str) -> Batch:
         """Raises NotFoundError."""
         mine = and_(batches.c.id == batch_id, batches.c.tenant == tenant)

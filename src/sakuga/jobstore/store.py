@@ -62,6 +62,15 @@ class JobStore:
                 continue
         raise ConflictError("the same job is being submitted many times at once; try again")
 
+    def known(self, tenant: str, idempotency_key: Idempotency) -> Job | None:
+        """The job of a request that was made before under this key; None when there was none.
+
+        Raises ConflictError when that was another request.
+        """
+        with self.database.reading() as connection:
+            job_id = known(connection, idempotency_key)
+        return None if job_id is None else self.get(tenant, job_id)
+
     def get(self, tenant: str, job_id: str) -> Job:
         """Raises NotFoundError for an unknown id, for a deleted job and for another tenant's."""
         with self.database.reading() as connection:
@@ -114,6 +123,12 @@ class JobStore:
             is_mine = retention.forget(connection, job, self.database.now(connection))
         if not is_mine:
             raise NotFoundError(f"job {shown(job_id)} was deleted this moment")
+
+    def is_deleted(self, tenant: str, job_id: str) -> bool:
+        """Whether the tenant had this job and deleted it, or its time was over; known for a week."""
+        mine = and_(jobs.c.id == job_id, jobs.c.tenant == tenant, jobs.c.is_deleted.is_(True))
+        with self.database.reading() as connection:
+            return connection.execute(select(jobs.c.id).where(mine)).first() is not None
 
     def events_after(self, tenant: str, job_id: str, seq: int = 0) -> Sequence[Event]:
         """A job's history behind a number that the client has seen. Raises NotFoundError."""

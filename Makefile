@@ -36,8 +36,8 @@ check: $(STAMP)  ## lint, types, import rules, unit tests
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
-serve: $(STAMP)  ## (not yet)
-	@echo "make serve: the video service is not a part of this version; 'make demo' or 'sakuga bulk' render without it" >&2; exit 2
+serve: $(STAMP)  ## the farm on this machine: HTTP API, job store, lanes with Wan-mini
+	$(BIN)/sakuga serve
 
 bench: $(STAMP)  ## measure, and write benchmarks/results/
 	$(BIN)/python benchmarks/first_light.py --json | tail -n 1 > benchmarks/results/first_light.json.new

@@ -243,6 +243,12 @@ class ClusterError(SakugaError, RuntimeError):
     code = "E_CLUSTER"
 
 
+class FarmError(SakugaError, RuntimeError):
+    """A farm that does not answer, or its answer in place of what was asked; then with the code that it gave."""
+
+    code = "E_FARM"
+
+
 class WorkerDiedError(SakugaError, RuntimeError):
     """The process that rendered a video died each time that it tried."""
 

@@ -7,6 +7,8 @@ An empty variable counts as unset. Nothing is read at import: call `from_environ
 | SAKUGA_CACHE | folder for what is downloaded: weights from S3, models | ~/.cache/sakuga |
 | SAKUGA_S3_ENDPOINT | address of a server that speaks S3 | the AWS of boto3's own configuration |
 | SAKUGA_NUM_THREADS | threads of PyTorch in one process | bulk workers share the cores, else PyTorch's own choice |
+| SAKUGA_URL | the farm that `sakuga submit` and the others ask | http://127.0.0.1:8000 |
+| SAKUGA_API_KEY | its key | that of `sakuga serve` in the same folder |
 | SAKUGA_LOG_LEVEL | DEBUG, INFO, WARNING or ERROR | WARNING |
 
 Run its tests: pytest tests/unit/test_settings.py
@@ -21,7 +23,14 @@ from pathlib import Path
 from sakuga.errors import SettingsError, did_you_mean, shown
 
 PREFIX = "SAKUGA_"
-VARIABLES = ("SAKUGA_CACHE", "SAKUGA_S3_ENDPOINT", "SAKUGA_NUM_THREADS", "SAKUGA_LOG_LEVEL")
+VARIABLES = (
+    "SAKUGA_CACHE",
+    "SAKUGA_S3_ENDPOINT",
+    "SAKUGA_NUM_THREADS",
+    "SAKUGA_URL",
+    "SAKUGA_API_KEY",
+    "SAKUGA_LOG_LEVEL",
+)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MAX_THREADS = 1024
 RAY_REDIRECTIONS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -36,6 +45,8 @@ class Settings:
     s3_endpoint_url: str | None = None
     num_threads: int | None = None
     log_level: str = "WARNING"
+    url: str | None = None
+    api_key: str | None = None
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -51,12 +62,17 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     endpoint = given.get("SAKUGA_S3_ENDPOINT")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise SettingsError(f"SAKUGA_S3_ENDPOINT is {shown(endpoint)}; it must begin with https:// or http://")
+    url = given.get("SAKUGA_URL")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise SettingsError(f"SAKUGA_URL is {shown(url)}; it must begin with https:// or http://")
     cache = Path(given["SAKUGA_CACHE"]) if "SAKUGA_CACHE" in given else Path.home() / ".cache" / "sakuga"
     return Settings(
         cache_dir=cache.expanduser(),
         s3_endpoint_url=endpoint,
         num_threads=_threads(given.get("SAKUGA_NUM_THREADS")),
         log_level=level,
+        url=url,
+        api_key=given.get("SAKUGA_API_KEY"),
     )
 
 

@@ -22,6 +22,7 @@ def ray_cluster():
     ray.init(
         address="local",
         num_cpus=LOGICAL_CPUS,
+        num_gpus=8,  # logical ones, for placement
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         runtime_env={"env_vars": {"PYTHONPATH": path}},

@@ -292,6 +292,15 @@ def test_a_snapshot_that_cannot_be_stored_stops_nothing(farm, expected):
     assert farm.store.get("app", job.id).artifact.sha256 == expected
 
 
+def test_who_waits_can_see_how_far_it_is(farm, engine, monkeypatch):
+    job, seen = farm.submitted(), []
+    during_step(monkeypatch, engine, 4, lambda: seen.extend(farm.objects.names("app")))
+    assert farm.lane(1, preview_s=-1.0, snapshot_steps=100).run_one() is Outcome.COMPLETED
+    assert [Path(name).name for name in seen] == ["preview-4.webp"], "the last one only"
+    assert not [name for name in farm.objects.names("app") if "preview" in name]
+    assert farm.store.get("app", job.id).state == "completed"
+
+
 def test_a_render_that_does_not_fit_is_tried_on_a_smaller_plan_and_then_fails_with_advice(farm, engine, monkeypatch):
     job = farm.submitted()
     during_step(monkeypatch, engine, 2, out_of_memory)

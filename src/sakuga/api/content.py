@@ -78,13 +78,22 @@ def content(
 def _object_name(deps: ApiDeps, job: Job, variant: str) -> str:
     """In storage. Raises NotFoundError for what is not there, or not yet."""
     if variant == "preview":
-        # The newest attempt wrote it last; its fence is a number in the name.
-        found = [name for name in deps.objects.names(f"{job.tenant}/{job.render_id}") if name.endswith("/preview.webp")]
+        found = [name for name in deps.objects.names(f"{job.tenant}/{job.render_id}") if "/preview-" in name]
         if found:
-            return max(found, key=lambda name: (len(name), name))
+            return max(found, key=_attempt_and_step)
         raise NotFoundError("this video has no preview, or none yet")
     if job.artifact is None:
         raise NotFoundError(
             f"this video is {STATUS[job.state]}, there is no {variant} of it; wait until it is completed"
         )
     return f"{job.artifact.prefix}/{VARIANTS[variant].name}"
+
+
+def _attempt_and_step(name: str) -> tuple[int, int]:
+    """Of a preview: the newest attempt's last.
+
+    >>> _attempt_and_step("app/render_1f/2/preview-15.webp")
+    (2, 15)
+    """
+    *_, fence, file = name.split("/")
+    return int(fence), int(file.removeprefix("preview-").removesuffix(".webp"))

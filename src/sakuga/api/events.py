@@ -31,6 +31,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=ERRORS)
 PING_S = 15
 RETRY_MS = 2000
 MAX_DIGITS = 15
+MOVING = ("running", "step")
 STREAM: dict[int | str, dict[str, object]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
     204: {"description": "The video has ended and every event was seen"},
@@ -91,7 +92,19 @@ def _look(deps: ApiDeps, tenant: str, video_id: str, seen: int) -> tuple[Job, Se
 
 def _data(kind: str, job: Job, event: Event | None, outlook: Outlook) -> str:
     told = event.data if event else {"step": job.step, "num_steps": job.num_steps}
+    step = told.get("step")
+    stage = _stage(step if isinstance(step, int) else 0, job.num_steps)
     eta_s = None if outlook.eta_s is None else round(outlook.eta_s, 2)
     now = {"status": STATUS.get(kind, "in_progress"), "eta_s": eta_s, "queue_position": outlook.queue_position}
     at = {"at": event.at} if event else {}
-    return json.dumps({"id": job.id, **now, **at, **told})
+    where = {"stage": stage, "preview": f"/v1/videos/{job.id}/content?variant=preview"} if kind in MOVING else {}
+    return json.dumps({"id": job.id, **now, **at, **where, **told})
+
+
+def _stage(step: int, num_steps: int) -> str:
+    """What a lane is at, by the steps that it has done.
+
+    >>> _stage(0, 20), _stage(7, 20), _stage(20, 20)
+    ('encode', 'denoise', 'decode')
+    """
+    return "encode" if step == 0 else "denoise" if step < num_steps else "decode"

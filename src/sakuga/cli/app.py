@@ -15,9 +15,11 @@ from sakuga.cli.demo import demo
 from sakuga.cli.doctor import doctor
 from sakuga.cli.estimate import estimate
 from sakuga.cli.evaluate import evaluate
+from sakuga.cli.jobs import cancel, download, jobs, logs, submit, watch
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.render import render
+from sakuga.cli.serve import serve
 from sakuga.cli.synth import synth
 
 EPILOG = (
@@ -55,6 +57,9 @@ def root(
 app.command()(demo)
 app.command()(render)
 app.command()(bulk)
+app.command()(serve)
+for command in (submit, jobs, watch, cancel, download, logs):
+    app.command()(command)
 app.command()(synth)
 app.command()(evaluate)
 app.command()(estimate)

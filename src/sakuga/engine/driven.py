@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from sakuga.engine.artifacts import write_render
+from sakuga.engine.local import LocalEngine
 from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.protocol import RenderEngine
 from sakuga.engine.session import InputFiles, Progress
 from sakuga.engine.state import RenderInputs, RenderState
 from sakuga.errors import ImageError, LoraError, SakugaError, VideoError
-from sakuga.media import image_sha256, load_image, read_video, video_sha256
+from sakuga.media import image_sha256, load_image, read_video, thumbnail_webp, video_sha256
 from sakuga.recipe import ImageRef, RenderRecipe, VideoRef
 
 NAME = "video"
@@ -74,6 +75,13 @@ class EngineSession:
     def snapshot(self, at: Progress, path: Path) -> None:
         state = self._at(at)
         self._engine_for(None).snapshot(state, path)
+
+    def preview(self, at: Progress, path: Path) -> bool:
+        state, engine = self._at(at), self._engine_for(None)
+        if not isinstance(engine, LocalEngine) or "decode" not in engine.model.stages:
+            return False
+        thumbnail_webp(path, engine.preview(state)[None])
+        return True
 
     def finish(self, at: Progress, folder: Path) -> Mapping[str, object]:
         state, engine = self._at(at), self._engine_for(None)

@@ -275,7 +275,11 @@ class LocalEngine:
             recipe=recipe,
             video=video,
             attention_trials=[row for choice in self._choices.values() for row in choice.report()],
-            loras=[self._loras.report(ref) for ref in recipe.loras],
+            # An engine that only decodes has never seen the files.
+            loras=[
+                self._loras.report(ref) if "denoise" in self.model.stages else {"sha256": ref.sha256}
+                for ref in recipe.loras
+            ],
         )
 
     def _guided_velocity(

@@ -57,6 +57,10 @@ class RenderSession(Protocol):
         """Save the render between two steps."""
         ...
 
+    def preview(self, at: Progress, path: Path) -> bool:
+        """Write what the video will about look like as a WebP; False where that cannot be said."""
+        ...
+
     def finish(self, at: Progress, folder: Path) -> Mapping[str, object]:
         """Decode, write the files `video.*` into the folder and give the receipt."""
         ...

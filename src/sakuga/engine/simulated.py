@@ -60,6 +60,9 @@ class SimEngine:
         assert self._recipe is not None
         write_json_atomic(path, {"key": self._recipe.render_key, "step": at.step})
 
+    def preview(self, at: Progress, path: Path) -> bool:
+        return False
+
     def finish(self, at: Progress, folder: Path) -> Mapping[str, object]:
         assert self._recipe is not None
         predicted, recipe = self._estimate, self._recipe

@@ -52,7 +52,9 @@ SNAPSHOT_S = 5.0
 STORAGE_PATIENCE_S = 300.0
 """How long a finished video waits in the lane for storage to come back."""
 PARKED_S = 60.0
-SNAPSHOT = "snapshot-"
+PREVIEW_S = 5.0
+"""Between two pictures of how far a render is: nobody looks more often, and each is a file in storage."""
+SNAPSHOT, PREVIEW = "snapshot-", "preview-"
 MANIFEST = "manifest.json"
 """Written last: what is in storage without it belongs to nobody."""
 THE_JOBS_OWN = (InputError, LoraError, NumericsError, MemoryLimitError)
@@ -111,10 +113,12 @@ class LaneWork:
     orders_s: float = ORDERS_S
     snapshot_steps: int = SNAPSHOT_STEPS
     snapshot_s: float = SNAPSHOT_S
+    preview_s: float = PREVIEW_S
     storage_patience_s: float = STORAGE_PATIENCE_S
     pulse: _Pulse | None = field(default=None, init=False)
     """Of the render under way."""
     _snapshot_key: str | None = field(default=None, init=False)
+    _preview_key: str | None = field(default=None, init=False)
 
     def run_one(self, wait_s: float = 0.0) -> Outcome | None:
         """Claim a render and do what can be done with it; None when there is none for `wait_s`."""
@@ -161,7 +165,7 @@ class LaneWork:
             outcome[:] = [Outcome.OVERTAKEN]
 
     def _render(self, claim: Claim, pulse: _Pulse) -> Outcome:
-        self._snapshot_key = claim.snapshot_key
+        self._snapshot_key, self._preview_key = claim.snapshot_key, None
         with tempfile.TemporaryDirectory(prefix="sakuga-lane-") as name:
             scratch = Path(name)
             try:
@@ -182,7 +186,7 @@ class LaneWork:
         end = denoise(
             _Timed(self.session, self.tell),
             at,
-            self._control(claim, pulse),
+            self._control(claim, pulse, scratch),
             snapshot=lambda at: self._save(claim, at, scratch),
         )
         if not end.is_done:
@@ -221,11 +225,11 @@ class LaneWork:
 
     def _clean_up(self, claim: Claim, *, everything: bool) -> None:
         """Remove the snapshots of a render that has ended, or all that was stored for it; what stays does no harm."""
-        if not everything and self._snapshot_key is None:
+        if not everything and self._snapshot_key is None and self._preview_key is None:
             return
         try:
             for name in self.objects.names(f"{claim.tenant}/{claim.render_id}"):
-                if everything or name.rpartition("/")[2].startswith(SNAPSHOT):
+                if everything or name.rpartition("/")[2].startswith((SNAPSHOT, PREVIEW)):
                     self.objects.delete(name)
         except SakugaError as error:
             logger.warning("render=%s leaves objects behind: %s", claim.render_id, error)
@@ -243,11 +247,16 @@ class LaneWork:
                 logger.warning("render=%s begins anew: its snapshot is of no use: %s", claim.render_id, error)
         return self.session.begin(recipe, files)
 
-    def _control(self, claim: Claim, pulse: _Pulse) -> Callable[[Progress], Decision]:
+    def _control(self, claim: Claim, pulse: _Pulse, scratch: Path) -> Callable[[Progress], Decision]:
         every = SnapshotEvery(num_steps=self.snapshot_steps, min_s=self.snapshot_s)
+        seen_at = time.monotonic()
 
         def control(at: Progress) -> Decision:
+            nonlocal seen_at
             pulse.beat(at.step)
+            if time.monotonic() - seen_at > self.preview_s and not at.is_done:
+                self._show(claim, at, scratch)
+                seen_at = time.monotonic()
             wishes = [every(at)]
             if time.monotonic() - pulse.asked_at >= self.orders_s:
                 orders = self._orders(claim, pulse)
@@ -277,7 +286,7 @@ class LaneWork:
         path = scratch / "snapshot"
         with self._timed("snapshot_s"):
             self.session.snapshot(at, path)
-            key = f"{prefix_of(claim)}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
+            key = f"{claim.prefix}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
             try:
                 self.objects.put(key, path)
             except (StorageError, OutputError) as error:
@@ -288,6 +297,19 @@ class LaneWork:
         before = self.renders.saved(claim, key, at.step)
         if before not in (None, key):
             self.objects.delete(before)
+
+    def _show(self, claim: Claim, at: Progress, scratch: Path) -> None:
+        """A picture of how far the render is, for those who wait; without one nothing is lost."""
+        path, key = scratch / "preview.webp", f"{claim.prefix}/{PREVIEW}{at.step}.webp"
+        try:
+            if not self.session.preview(at, path):
+                return
+            self.objects.put(key, path)
+            if self._preview_key is not None:
+                self.objects.delete(self._preview_key)
+        except SakugaError as error:
+            logger.warning("render=%s has no preview at step %d: %s", claim.render_id, at.step, error)
+        self._preview_key = key
 
     def _store(self, claim: Claim, scratch: Path, receipt: Mapping[str, object]) -> Artifact:
         """All files of the video, then the manifest; tried for a while, since to render again takes longer."""
@@ -303,7 +325,7 @@ class LaneWork:
             pause_s = min(2 * pause_s, 30.0)
 
     def _store_once(self, claim: Claim, scratch: Path, receipt: Mapping[str, object]) -> Artifact:
-        prefix = f"{prefix_of(claim)}/video"
+        prefix = f"{claim.prefix}/video"
         stored = [self.objects.put(f"{prefix}/{path.name}", path) for path in sorted(scratch.glob("video.*"))]
         movie = next(each for each in stored if each.name.endswith(".mp4"))
         manifest = scratch / MANIFEST
@@ -349,8 +371,3 @@ class _Timed:
         after = self.session.step(at)
         self.tell("step_s", time.monotonic() - began)
         return after
-
-
-def prefix_of(claim: Claim) -> str:
-    """Of everything that this attempt writes."""
-    return f"{claim.tenant}/{claim.render_id}/{claim.fence}"

@@ -208,6 +208,10 @@ class RankSet:
     def snapshot(self, at: Progress, path: Path) -> None:
         self._tell("snapshot", at, path)
 
+    def preview(self, at: Progress, path: Path) -> bool:
+        """By the first rank alone."""
+        return cast("bool", self._get([self._ranks[0].do.remote("preview", at, path)])[0])
+
     def finish(self, at: Progress, folder: Path) -> Mapping[str, object]:
         return cast("Mapping[str, object]", self._tell("finish", at, folder))
 

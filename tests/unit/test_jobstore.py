@@ -1,13 +1,12 @@
 """The contract of the job store, on SQLite and on a real PostgreSQL server."""
 
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from sakuga.errors import BusyError, ConflictError, LeaseLostError, NotFoundError, RecipeError, StoreError
-from sakuga.jobstore import Artifact, Idempotency, JobStore, Lane, NewJob, open_database
+from sakuga.errors import ConflictError, LeaseLostError, NotFoundError, RecipeError
+from sakuga.jobstore import Artifact, Idempotency, Lane, NewJob
 from sakuga.jobstore.leases import AVOID_S, MAX_ATTEMPTS, MAX_LOST
 from sakuga.jobstore.schema import metadata
 
@@ -314,49 +313,3 @@ def test_events_go_on_where_the_reader_stopped(store, lanes):
 def test_an_unknown_priority(store):
     with pytest.raises(RecipeError, match="did you mean 'batch'"):
         store.submit(replace(JOB, priority="bath"))
-
-
-def _own(path: str) -> str:
-    try:
-        open_database(f"sqlite:///{path}")
-    except BusyError as error:
-        return error.message
-    return "no error"
-
-
-def test_a_second_owner_of_the_file_is_refused(tmp_path):
-    path = tmp_path / "jobs.sqlite"
-    engine = open_database(f"sqlite:///{path}")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_own, (str(path),)) == f"another process owns {path}; end it, or ask it instead of the file"
-    engine.dispose()
-
-
-def test_a_database_that_cannot_be_used(tmp_path):
-    for url in ("nothing", "mysql://host/db", "sqlite://"):
-        with pytest.raises(StoreError, match=r"no (address|database)"):
-            open_database(url)
-    path = tmp_path / "jobs.sqlite"
-    path.write_bytes(b"this is no database, and long enough to be read as one" * 100)
-    with pytest.raises(StoreError, match="move it away and restore a backup"):
-        open_database(f"sqlite:///{path}")
-    with pytest.raises(StoreError, match="cannot be used"):
-        open_database("postgresql://nobody@127.0.0.1:1/none")
-
-
-def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path):
-    """kill -9 right after the answer."""
-    path = tmp_path / "jobs.sqlite"
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_submit_and_wait, args=(str(path), theirs))
-    process.start()
-    job_id = ours.recv()
-    process.kill()
-    process.join()
-    assert JobStore(open_database(f"sqlite:///{path}")).get("app", job_id).state == "queued"
-
-
-def _submit_and_wait(path: str, pipe) -> None:
-    pipe.send(JobStore(open_database(f"sqlite:///{path}")).submit(JOB).id)
-    pipe.recv()

@@ -176,7 +176,7 @@ def test_an_idempotency_key_gives_the_same_job(api, tenant):
 def test_a_lost_answer_costs_no_second_job(api, tenant, monkeypatch):
     """The job is written, then the store falls silent: the answer is 200 without an ETA."""
 
-    def silent(*_: object) -> None:
+    def silent(*_: object, **__: object) -> None:
         raise StoreError("gone")
 
     monkeypatch.setattr(api.stores.jobs, "place", silent)
@@ -185,7 +185,7 @@ def test_a_lost_answer_costs_no_second_job(api, tenant, monkeypatch):
 
 
 def test_a_store_that_fails_in_the_write_is_not_asked_again_without_a_key(api, tenant, monkeypatch):
-    def silent(*_: object) -> None:
+    def silent(*_: object, **__: object) -> None:
         raise StoreError("gone")
 
     monkeypatch.setattr(api.stores.jobs, "submit", silent)

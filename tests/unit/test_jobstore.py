@@ -173,11 +173,14 @@ def test_a_lane_is_given_only_what_it_can_render(store, lanes):
 
 def test_the_same_key_is_the_same_job(store):
     key = Idempotency(owner="key-1", key="once", fingerprint="f" * 64)
+    assert store.known("app", key) is None
     job = store.submit(JOB, key)
-    assert store.submit(JOB, key).id == job.id
+    assert store.submit(JOB, key).id == store.known("app", key).id == job.id
     assert store.submit(JOB, replace(key, owner="key-2")).id != job.id
     with pytest.raises(ConflictError, match="used for another request"):
         store.submit(JOB, replace(key, fingerprint="0" * 64))
+    with pytest.raises(ConflictError, match="used for another request"):
+        store.known("app", replace(key, fingerprint="0" * 64))
 
 
 def test_fifty_equal_submissions_at_once_are_one_job(store):
@@ -204,6 +207,7 @@ def test_a_deleted_job_is_gone_with_its_prompt_and_the_video_goes_with_the_last(
     claim = lanes.claim(LANE)
     lanes.saved(claim, "snapshots/4", 4)
     lanes.publish(claim, VIDEO)
+    assert not store.is_deleted("app", one.id)
     store.delete("app", one.id)
     clear(store)
     with pytest.raises(NotFoundError):
@@ -213,6 +217,8 @@ def test_a_deleted_job_is_gone_with_its_prompt_and_the_video_goes_with_the_last(
     assert set(store.garbage()) == {"app/1", f"app/{one.render_id}"}
     with pytest.raises(NotFoundError):
         store.delete("app", two.id)
+    assert store.is_deleted("app", two.id)
+    assert not store.is_deleted("other", two.id) and not store.is_deleted("app", "video_unknown")
     with store.engine.begin() as connection:
         kept = [str(row) for table in metadata.sorted_tables for row in connection.execute(table.select())]
     assert not any("'prompt'" in row for row in kept)

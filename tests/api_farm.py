@@ -61,14 +61,14 @@ class LocalServer:
 class ApiFarm:
     """A store, storage, a server, and clients of it."""
 
-    def __init__(self, folder: Path, settings: ApiSettings | None = None, **deps: object) -> None:
+    def __init__(self, folder: Path, settings: ApiSettings | None = None, *, memory_bytes: int | None = None) -> None:
         self.stores = open_stores(f"sqlite:///{folder / 'jobs.sqlite'}")
         self.objects = FolderObjects(folder / "objects")
         self.scratch = folder / "scratch"
-        served = ServedModel(card=card("wan-mini"), device=CPU, profiles=PROFILES)
+        served = ServedModel(card=card("wan-mini"), device=CPU, profiles=PROFILES, memory_bytes=memory_bytes)
         self.deps = ApiDeps(
             stores=self.stores, objects=self.objects, models={"wan-mini": served}, scratch=self.scratch,
-            settings=settings or ApiSettings(event_poll_s=0.02), **deps,
+            settings=settings or ApiSettings(event_poll_s=0.02),
         )  # fmt: skip
         self.app = create_app(self.deps)
         self._server = LocalServer(self.app)

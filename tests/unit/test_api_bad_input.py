@@ -1,6 +1,6 @@
 """Bad input: each is answered with a coded 4xx and the nearest legal value, or handled; never a 500, a hang, a leak.
 
-The numbers are those of the list in docs/api.md.
+The numbers are those of the table in docs/api.md.
 """
 
 import errno
@@ -287,6 +287,17 @@ def test_a_content_length_that_lies(tmp_path, tenant, length):
         answer = raw(farm, tenant, headers, b'{"prompt": "x"}')
         assert answer.startswith("HTTP/1.1 408" if length == "100" else "HTTP/1.1 400")
         assert length == "3" or "E_SLOW_BODY" in answer
+    finally:
+        farm.close()
+
+
+def test_what_no_lane_has_the_memory_for(tmp_path, tenant):
+    """Number 35: with what would fit."""
+    farm = ApiFarm(tmp_path, memory_bytes=100 * 10**6)
+    try:
+        response = farm.http(tenant).post("/v1/videos", json={"prompt": "x", "size": "1280x720"})
+        assert (response.status_code, error_of(response)["code"]) == (400, "E_MEMORY")
+        assert "fits" in error_of(response)["message"]
     finally:
         farm.close()
 

@@ -120,6 +120,14 @@ def test_an_upload_without_a_file(api, tenant):
     assert error_of(http.post("/v1/loras", files={"fil": ("a", b"x")}))["code"] == "E_RECIPE"
 
 
+@pytest.mark.parametrize("kind", ["form", "json"])
+def test_text_beside_a_file_is_kept_in_memory_and_has_a_limit_of_its_own(api, tenant, kind):
+    name = "a" * 100_000
+    sent = {"files": {"name": (None, name)}} if kind == "form" else {"json": {"name": name}}
+    response = api.http(tenant).post("/v1/loras", **sent)
+    assert (response.status_code, error_of(response)["code"]) in ((400, "E_BODY"), (413, "E_TOO_LARGE"))
+
+
 def test_an_acceleration_lora_sets_the_schedule_that_is_left_open(api, tenant, tmp_path):
     http = api.http(tenant)
     fast = lora(tmp_path / "fast", metadata={"sakuga.passport": '{"num_inference_steps": 3, "flow_shift": 7.0}'})

@@ -1,5 +1,7 @@
 """`/v1/videos` through OpenAI's own client: every call, every state, all keys."""
 
+import base64
+import json
 import time
 
 import openai
@@ -67,6 +69,21 @@ def test_a_failed_video_ends_the_poll_without_an_exception(api, tenant):
     for _ in range(2):
         api.stores.renders.failed(api.claim(), "E_NAN", "the render has NaN")
     assert client.videos.poll(video.id).error.code == "E_NAN"
+
+
+def test_what_the_client_makes_of_nested_fields(api, tenant):
+    """It flattens them into names of a form; a list of objects loses its order there and is refused."""
+    picture = "data:image/png;base64," + base64.b64encode(png()).decode()
+    client = api.client(tenant)
+    video = client.videos.create(
+        prompt="x", size="32x32", extra_body={"input_reference": {"image_url": picture}, "fps": 8, "seed": None}
+    )
+    assert set(api.claim().inputs) == {"input_image"}
+    assert video.status == "queued"
+    with pytest.raises(openai.BadRequestError, match="extra_params"):
+        client.videos.create(prompt="x", extra_body={"loras": [{"name": "fairy"}]})
+    loras = json.dumps({"loras": [{"name": "fairy", "weight": 0.5}], "num_frames": 5})
+    assert client.videos.create(prompt="x", size="32x32", extra_body={"extra_params": loras}).seconds == "0.333"
 
 
 def test_lists_have_pages_in_both_orders(api, tenant):
@@ -176,7 +193,7 @@ def test_an_idempotency_key_gives_the_same_job(api, tenant):
 def test_a_lost_answer_costs_no_second_job(api, tenant, monkeypatch):
     """The job is written, then the store falls silent: the answer is 200 without an ETA."""
 
-    def silent(*_: object) -> None:
+    def silent(*_: object, **__: object) -> None:
         raise StoreError("gone")
 
     monkeypatch.setattr(api.stores.jobs, "place", silent)
@@ -185,7 +202,7 @@ def test_a_lost_answer_costs_no_second_job(api, tenant, monkeypatch):
 
 
 def test_a_store_that_fails_in_the_write_is_not_asked_again_without_a_key(api, tenant, monkeypatch):
-    def silent(*_: object) -> None:
+    def silent(*_: object, **__: object) -> None:
         raise StoreError("gone")
 
     monkeypatch.setattr(api.stores.jobs, "submit", silent)

@@ -1,13 +1,12 @@
 """The contract of the job store, on SQLite and on a real PostgreSQL server."""
 
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from sakuga.errors import BusyError, ConflictError, LeaseLostError, NotFoundError, RecipeError, StoreError
-from sakuga.jobstore import Artifact, Idempotency, JobStore, Lane, NewJob, open_database
+from sakuga.errors import ConflictError, LeaseLostError, NotFoundError, RecipeError
+from sakuga.jobstore import Artifact, Idempotency, Lane, NewJob
 from sakuga.jobstore.leases import AVOID_S, MAX_ATTEMPTS, MAX_LOST
 from sakuga.jobstore.schema import metadata
 
@@ -174,11 +173,14 @@ def test_a_lane_is_given_only_what_it_can_render(store, lanes):
 
 def test_the_same_key_is_the_same_job(store):
     key = Idempotency(owner="key-1", key="once", fingerprint="f" * 64)
+    assert store.known("app", key) is None
     job = store.submit(JOB, key)
-    assert store.submit(JOB, key).id == job.id
+    assert store.submit(JOB, key).id == store.known("app", key).id == job.id
     assert store.submit(JOB, replace(key, owner="key-2")).id != job.id
     with pytest.raises(ConflictError, match="used for another request"):
         store.submit(JOB, replace(key, fingerprint="0" * 64))
+    with pytest.raises(ConflictError, match="used for another request"):
+        store.known("app", replace(key, fingerprint="0" * 64))
 
 
 def test_fifty_equal_submissions_at_once_are_one_job(store):
@@ -205,6 +207,7 @@ def test_a_deleted_job_is_gone_with_its_prompt_and_the_video_goes_with_the_last(
     claim = lanes.claim(LANE)
     lanes.saved(claim, "snapshots/4", 4)
     lanes.publish(claim, VIDEO)
+    assert not store.is_deleted("app", one.id)
     store.delete("app", one.id)
     clear(store)
     with pytest.raises(NotFoundError):
@@ -214,6 +217,8 @@ def test_a_deleted_job_is_gone_with_its_prompt_and_the_video_goes_with_the_last(
     assert set(store.garbage()) == {"app/1", f"app/{one.render_id}"}
     with pytest.raises(NotFoundError):
         store.delete("app", two.id)
+    assert store.is_deleted("app", two.id)
+    assert not store.is_deleted("other", two.id) and not store.is_deleted("app", "video_unknown")
     with store.engine.begin() as connection:
         kept = [str(row) for table in metadata.sorted_tables for row in connection.execute(table.select())]
     assert not any("'prompt'" in row for row in kept)
@@ -314,49 +319,3 @@ def test_events_go_on_where_the_reader_stopped(store, lanes):
 def test_an_unknown_priority(store):
     with pytest.raises(RecipeError, match="did you mean 'batch'"):
         store.submit(replace(JOB, priority="bath"))
-
-
-def _own(path: str) -> str:
-    try:
-        open_database(f"sqlite:///{path}")
-    except BusyError as error:
-        return error.message
-    return "no error"
-
-
-def test_a_second_owner_of_the_file_is_refused(tmp_path):
-    path = tmp_path / "jobs.sqlite"
-    engine = open_database(f"sqlite:///{path}")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_own, (str(path),)) == f"another process owns {path}; end it, or ask it instead of the file"
-    engine.dispose()
-
-
-def test_a_database_that_cannot_be_used(tmp_path):
-    for url in ("nothing", "mysql://host/db", "sqlite://"):
-        with pytest.raises(StoreError, match=r"no (address|database)"):
-            open_database(url)
-    path = tmp_path / "jobs.sqlite"
-    path.write_bytes(b"this is no database, and long enough to be read as one" * 100)
-    with pytest.raises(StoreError, match="move it away and restore a backup"):
-        open_database(f"sqlite:///{path}")
-    with pytest.raises(StoreError, match="cannot be used"):
-        open_database("postgresql://nobody@127.0.0.1:1/none")
-
-
-def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path):
-    """kill -9 right after the answer."""
-    path = tmp_path / "jobs.sqlite"
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_submit_and_wait, args=(str(path), theirs))
-    process.start()
-    job_id = ours.recv()
-    process.kill()
-    process.join()
-    assert JobStore(open_database(f"sqlite:///{path}")).get("app", job_id).state == "queued"
-
-
-def _submit_and_wait(path: str, pipe) -> None:
-    pipe.send(JobStore(open_database(f"sqlite:///{path}")).submit(JOB).id)
-    pipe.recv()

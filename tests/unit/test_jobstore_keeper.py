@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sakuga.errors import StorageError
-from sakuga.jobstore import Artifact, Lane, NewJob, stores_on
-from sakuga.jobstore import store as store_module
+from sakuga.jobstore import Artifact, Lane, NewJob, open_stores, stores_on
+from sakuga.jobstore import keeper as keeper_module
 from sakuga.jobstore.keeper import Keeper
 from sakuga.jobstore.retention import RETRY_S
 from sakuga.storage.objects import FolderObjects
@@ -95,8 +95,8 @@ def test_without_objects_names_are_kept_for_who_has_them(stores):
     assert stores.jobs.garbage() == ["a"]
 
 
-def test_an_error_does_not_end_the_keeper(stores, monkeypatch, caplog):
-    turns, over = [], threading.Event()
+def test_an_error_ends_neither_the_keeper_nor_its_other_duties(stores, monkeypatch, caplog):
+    turns, asked, over = [], [], threading.Event()
 
     def reap():
         turns.append(len(turns))
@@ -105,19 +105,24 @@ def test_an_error_does_not_end_the_keeper(stores, monkeypatch, caplog):
         raise OSError("the database is away")
 
     monkeypatch.setattr(stores.renders, "reap", reap)
+    monkeypatch.setattr(stores.renders, "preempt", lambda: asked.append(1))
+    monkeypatch.setattr(keeper_module, "TROUBLE_S", 0.0)
     Keeper(stores, None).run(over, tick_s=0.001, sweep_s=0.001)
-    assert len(turns) == 3
-    assert "the keeper's tick failed" in caplog.text
+    assert len(turns) == len(asked) == 3
+    assert "the keeper could not do its reap" in caplog.text
 
 
-def test_the_log_of_changes_is_kept_short(stores, monkeypatch):
-    monkeypatch.setattr(store_module, "WAL_BYTES", 1000)
-    stores.jobs.submit(JOB)
-    wal = Path(f"{stores.jobs.engine.url.database}-wal")
-    if stores.jobs.engine.dialect.name == "postgresql":
-        assert stores.jobs.checkpoint() == 0
-        return
-    assert wal.stat().st_size > 1000
-    Keeper(stores, None).sweep()
-    assert wal.stat().st_size == 0
-    assert stores.jobs.checkpoint() == 0
+def test_a_deleted_prompt_is_in_no_file_after_a_sweep(tmp_path):
+    stores = open_stores(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    secret = "a fairy in the rain"
+    job = stores.jobs.submit(replace(JOB, recipe={"prompt": secret}, request={"prompt": secret}))
+
+    def is_in_a_file() -> bool:
+        return any(secret.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+    assert is_in_a_file()
+    stores.jobs.delete("app", job.id)
+    assert Keeper(stores, None).sweep()
+    assert not is_in_a_file()
+    assert (tmp_path / "jobs.sqlite-wal").stat().st_size == 0
+    stores.jobs.engine.dispose()

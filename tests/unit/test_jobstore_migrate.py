@@ -1,13 +1,19 @@
 """Migrations: the same tables as the schema, in place, with a backup, and no way back."""
 
 import sqlite3
+import time
+import uuid
 
+import psycopg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, make_url
 
-from sakuga.errors import StoreError
-from sakuga.jobstore import JobStore, NewJob, open_database
+from sakuga.errors import ConflictError, StoreError
+from sakuga.jobstore import Idempotency, JobStore, Lane, NewJob, open_database, stores_on
 from sakuga.jobstore import migrate as module
 from sakuga.jobstore.schema import metadata
 
@@ -24,6 +30,7 @@ def upgrade():
     with op.batch_alter_table("renders") as table:
         table.add_column(sa.Column("colour", sa.String(10)))
 """
+VERSIONS = ("versions/0001_jobs.py", "versions/0002_farm.py")
 
 
 @pytest.fixture
@@ -34,12 +41,12 @@ def database(tmp_path):
     engine.dispose()
 
 
-def test_migrations_make_what_the_schema_says(database):
-    engine, _ = database
+def test_migrations_make_what_the_schema_says(engine):
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        made = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'events'").scalar()
-    assert "AUTOINCREMENT" in made, "a number is never given twice"
+        if engine.dialect.name == "sqlite":
+            made = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'events'").scalar()
+            assert "AUTOINCREMENT" in made, "a number is never given twice"
 
 
 def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path, monkeypatch):
@@ -47,7 +54,7 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
     job = JobStore(engine).submit(JOB)
     scripts = tmp_path / "migrations"
     (scripts / "versions").mkdir(parents=True)
-    for name in ("env.py", "versions/0001_jobs.py", "versions/0002_farm.py"):
+    for name in ("env.py", *VERSIONS):
         (scripts / name).write_text((module.SCRIPTS / name).read_text())
     (scripts / "versions" / "0003_colour.py").write_text(NEXT)
     monkeypatch.setattr(module, "SCRIPTS", scripts)
@@ -62,3 +69,67 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
     monkeypatch.undo()
     with pytest.raises(StoreError, match="tables 0003 of a newer program"):
         module.migrate(engine)
+
+
+def of_first_tables(state: str, now: float) -> list[str]:
+    """Rows as the first version of the program wrote them, for one job in this state."""
+    claimed = f"'lane', {now + 60}, {now}" if state == "running" else "NULL, NULL, NULL"
+    finished = "NULL" if state in ("queued", "running") else f"{now}"
+    return [
+        "INSERT INTO renders (id, tenant, render_key, model, recipe, work_s, priority, deadline_at, created_at, state,"
+        " fence, lane, lease_until, started_at, step, num_steps, num_attempts, num_lost, avoid, must_cancel,"
+        " must_yield)"
+        f" VALUES ('r-{state}', 'app', 'key-{state}', 'm', '{{\"prompt\": \"x\"}}', 10.0, 1, NULL, {now}, '{state}',"
+        f" 1, {claimed}, 2, 4, 0, 0, '[]', false, false)",
+        "INSERT INTO jobs (id, tenant, render_id, request, priority, created_at, state, finished_at)"
+        f" VALUES ('j-{state}', 'app', 'r-{state}', '{{}}', 1, {now}, '{state}', {finished})",
+        "INSERT INTO attempts (render_id, fence, lane, started_at, first_step)"
+        f" VALUES ('r-{state}', 1, 'lane', {now}, 0)",
+        f"INSERT INTO events (job_id, tenant, type, data, at) VALUES ('j-{state}', 'app', 'queued', '{{}}', {now})",
+        "INSERT INTO idempotency (owner, key, fingerprint, job_id, created_at)"
+        f" VALUES ('owner', 'key-{state}', 'f', 'j-{state}', {now})",
+    ]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old_url(request, tmp_path):
+    """A database of the first version, with a job in every state."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'old.sqlite'}"
+    else:
+        server = make_url(request.getfixturevalue("postgres"))
+        name = f"old_{uuid.uuid4().hex}"
+        with psycopg.connect(server.render_as_string(hide_password=False), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        url = server.set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
+    engine, config = create_engine(url), Config()
+    config.set_main_option("script_location", str(module.SCRIPTS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for state in ("queued", "running", "completed", "failed", "cancelled"):
+            for statement in of_first_tables(state, time.time()):
+                connection.exec_driver_sql(statement)
+    engine.dispose()
+    return url
+
+
+def test_jobs_of_the_first_tables_go_on_in_every_state(old_url):
+    engine = open_database(old_url)
+    stores = stores_on(engine)
+    assert {job.id: job.state for job in stores.jobs.page("app")[0]} == {
+        f"j-{state}": state for state in ("queued", "running", "completed", "failed", "cancelled")
+    }
+    backlog = stores.jobs.backlog()["m"]
+    assert (backlog.queued_s, backlog.running_s, backlog.num_queued, backlog.num_running) == (10.0, 10.0, 1, 1)
+    claim = stores.renders.claim(Lane(name="lane", models=("m",)))
+    assert (claim.render_id, claim.fence, claim.step_s, claim.inputs) == ("r-queued", 2, 2.5, {})
+    stores.renders.heartbeat(claim, 3)
+    with pytest.raises(ConflictError):
+        stores.jobs.submit(JOB, Idempotency(owner="owner", key="key-queued", fingerprint="other"))
+    for state in ("queued", "running", "completed", "failed", "cancelled"):
+        stores.jobs.delete("app", f"j-{state}")
+    assert stores.jobs.expire() == 0
+    with engine.begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()

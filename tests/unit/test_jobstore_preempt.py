@@ -2,12 +2,14 @@
 
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
 from sakuga.jobstore import Artifact, Lane, LeasedRenders, NewJob
 from sakuga.jobstore.preempting import FREED_S
+from sakuga.jobstore.waiting import Waiters
 
 JOB = NewJob(
     tenant="app", render_key="a" * 64, model="m", recipe={}, request={}, num_steps=10, work_s=10.0, step_s=1.0
@@ -157,3 +159,38 @@ def test_lanes_that_wait_share_what_comes_and_what_is_given_back(stores):
         claims = [future.result(timeout=10) for future in waiting]
     assert sorted(claim.fence for claim in claims) == [1] * 7 + [2]
     assert {claim.render_id for claim in claims} == {job.render_id for job in jobs}
+
+
+def test_one_lane_is_woken_for_each_render_and_passes_on_what_it_may_not_have():
+    line = Waiters()
+    with line.waiting(["m"]) as first, line.waiting(["n"]) as other, line.waiting(["m"]) as second:
+        line.tell(["m"])
+        assert (first.woken.is_set(), other.woken.is_set(), second.woken.is_set()) == (True, False, False)
+        line.pass_on(line.looking(first))
+        assert (first.woken.is_set(), second.woken.is_set()) == (False, True)
+        line.pass_on(line.looking(second))
+        assert not first.woken.is_set(), "it has looked since"
+        line.tell(["m", "m", "m"])
+        assert first.woken.is_set() and second.woken.is_set() and not other.woken.is_set()
+
+
+def test_news_for_a_lane_that_goes_away_are_the_next_ones():
+    line, goes = Waiters(), ExitStack()
+    goes.enter_context(line.waiting(["m"]))
+    with line.waiting(["m"]) as stays:
+        line.tell(["m"])
+        assert not stays.woken.is_set()
+        goes.close()
+        assert stays.woken.is_set()
+
+
+def test_a_lane_that_may_not_have_a_render_leaves_it_to_the_next(stores):
+    submit(stores, 1)
+    lost = stores.renders.claim(lane(0))
+    with ThreadPoolExecutor(2) as threads:
+        kept_away = threads.submit(stores.renders.claim, lane(0), 30.0)
+        other = threads.submit(stores.renders.claim, lane(1), 30.0)
+        stores.renders.lost(lost, "its disk is full")
+        assert other.result(timeout=10).render_id == lost.render_id
+        submit(stores, 2)
+        assert kept_away.result(timeout=10) is not None

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -24,7 +23,7 @@ from sakuga.api.health import Warmup
 from sakuga.api.metrics import HttpMetrics, QueueMetrics
 from sakuga.errors import SakugaError
 
-HANDLED = (SakugaError, HTTPException, RequestValidationError, ClientDisconnect, DBAPIError)
+HANDLED = (SakugaError, HTTPException, RequestValidationError, ClientDisconnect)
 ROUTERS = (
     videos.router, content.router, events.router, batches.router, loras.router, models.router, hooks.router,
     health.router, metrics.router,

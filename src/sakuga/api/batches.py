@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from sakuga.api.auth import IdempotencyKey, Reader, Writer
-from sakuga.api.body import Sent, parse_object, read_body
+from sakuga.api.body import Sent, parse_object, read_body, read_text
 from sakuga.api.deps import ApiDeps, Deps
 from sakuga.api.documents import ERRORS, Id, PageQuery, Scratch, page_of
 from sakuga.api.errors import BodyError
@@ -69,7 +69,7 @@ async def create(
     """Take the good lines, tell of the bad ones; refused only when no line is good."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in LINES:
-        data = await request.body()
+        data = await read_text(request, deps.settings.max_batch_bytes)
     else:
         sent = await read_body(request, folder, ("file",))
         if set(sent.files) != {"file"} or sent.fields:

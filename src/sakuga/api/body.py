@@ -17,11 +17,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from sakuga.api.errors import BodyError, MediaTypeError
+from sakuga.api.errors import BodyError, MediaTypeError, TooLargeError
 from sakuga.errors import RecipeError, did_you_mean, shown
 from sakuga.media.files import sha256_of
 
 MAX_FORM_FIELDS = 100
+MAX_TEXT_BYTES = 2**16
 MAX_DEPTH = 16
 """Of JSON; a recipe has three levels."""
 MAX_FORM_FILES = 8
@@ -45,16 +46,30 @@ class Sent:
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-async def read_body(request: Request, folder: Path, file_fields: Collection[str]) -> Sent:
-    """The fields and files of a request. Raises BodyError, MediaTypeError or TooLargeError."""
+async def read_body(
+    request: Request, folder: Path, file_fields: Collection[str], *, max_text_bytes: int = MAX_TEXT_BYTES
+) -> Sent:
+    """The fields and files of a request; what is no file is kept in memory, up to `max_text_bytes` of each.
+
+    Raises BodyError, MediaTypeError or TooLargeError.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return Sent(fields=parse_object(await request.body()))
+        return Sent(fields=parse_object(await read_text(request, max_text_bytes)))
     if kind not in FORMS:
         raise MediaTypeError(f"the body is {shown(kind or 'of no type')}; send multipart/form-data or application/json")
-    max_part_bytes = 2**31  # a part is part of the body, whose limit holds
-    async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=max_part_bytes) as form:
+    async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=max_text_bytes) as form:
         return await run_in_threadpool(_taken, form, folder, file_fields)
+
+
+async def read_text(request: Request, max_bytes: int) -> bytes:
+    """A whole body. Raises TooLargeError."""
+    text = bytearray()
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > max_bytes:
+            raise TooLargeError(f"the body has more than {max_bytes} bytes, the limit here; make it smaller")
+    return bytes(text)
 
 
 def _taken(form: FormData, folder: Path, file_fields: Collection[str]) -> Sent:

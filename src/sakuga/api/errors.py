@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -133,6 +132,15 @@ STATUS: dict[type, int] = {
     ClusterError: 503,
 }
 """The nearest class of an error decides."""
+SENTENCES: dict[type, str] = {
+    WeightsError: "the weights of a model are not there, or still being read; try again later",
+    StoreError: "the job store does not answer; try again",
+    StorageError: "storage does not answer; try again",
+    OutputError: "this farm has no room for what was sent or made; try again later",
+    ClusterError: "the cluster does not answer; try again",
+}
+"""Of the farm's own troubles: hosts and paths are for its log."""
+A_BUG = "a bug in Sakuga; its log has more under this x-request-id"
 CODES = {400: "E_BODY", 404: "E_NOT_FOUND", 405: "E_METHOD", 413: "E_TOO_LARGE"}
 """Of what the framework itself refuses."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -145,7 +153,11 @@ def status_of(error: SakugaError) -> int:
 def answer(path: str, error: Exception) -> Response:
     """The answer to a request for `path` that ended with this error."""
     if isinstance(error, SakugaError):
-        return _error(path, status_of(error), error.code, error.message, getattr(error, "headers", {}))
+        status, sentence = status_of(error), error.message
+        if status >= 500 and not isinstance(error, (DoubtfulError, BusyError)):
+            logger.error("%s: %s", error.code, error.message)
+            sentence = next((text for kind, text in SENTENCES.items() if isinstance(error, kind)), A_BUG)
+        return _error(path, status, error.code, sentence, getattr(error, "headers", {}))
     if isinstance(error, RequestValidationError):
         return _invalid(path, error)
     if isinstance(error, HTTPException):
@@ -155,12 +167,9 @@ def answer(path: str, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=400)  # nobody reads it
     if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
-        return _error(path, 503, DiskFullError.code, "this farm has no room for what was sent; try again later", {})
-    if isinstance(error, DBAPIError):
-        logger.error("the job store failed: %s", error.orig)
-        return _error(path, 503, StoreError.code, "the job store cannot be asked; try again", {})
+        return answer(path, DiskFullError(str(error)))
     logger.error("a request to %s failed", path, exc_info=error)
-    return _error(path, 500, "E_INTERNAL", "a bug in Sakuga; its log has more under this x-request-id", {})
+    return _error(path, 500, "E_INTERNAL", A_BUG, {})
 
 
 def _invalid(path: str, error: RequestValidationError) -> Response:

@@ -60,7 +60,8 @@ def wish_of(sent: Sent) -> Wish:
     unknown = [name for name in fields if name not in KNOWN]
     if unknown:
         named = ", ".join(f"{shown(name)}{did_you_mean(name, KNOWN)}" for name in unknown[:MAX_SHOWN_ERRORS])
-        raise RecipeError(f"no such field: {named}")
+        hint = "; a form has no lists and objects, send them in extra_params" if "[" in named else ""
+        raise RecipeError(f"no such field: {named}{hint}")
     if any(name in fields for name in FILE_IDS):
         raise InputError("this farm keeps no files to be named by file_id; send the picture with the request")
     if sent.is_form:

@@ -8,8 +8,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from sakuga.api.deps import ApiDeps
 from sakuga.api.errors import DoubtfulError, KeyReusedError, LimitError, QueueFullError
 from sakuga.api.preparing import Prepared
@@ -66,7 +64,7 @@ def submit(
     headers = check_room(deps, key, prepared.job.work_s)
     store(deps, prepared.uploads)
     with settled(idempotency):
-        return deps.stores.jobs.submit(prepared.job, idempotency), headers
+        return deps.stores.jobs.submit(prepared.job, idempotency_key=idempotency), headers
 
 
 def store(deps: ApiDeps, uploads: Mapping[str, Path]) -> None:
@@ -82,7 +80,7 @@ def settled(idempotency: Idempotency | None) -> Generator[None]:
     """Around a commit: when it fails, only a key of the client's can tell whether it was done."""
     try:
         yield
-    except (StoreError, DBAPIError) as error:
+    except StoreError as error:
         if idempotency is not None:
             raise
         raise DoubtfulError(

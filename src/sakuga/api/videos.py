@@ -49,7 +49,7 @@ async def create(
     request: Request, response: Response, deps: Deps, key: Writer, once: IdempotencyKey, folder: Scratch
 ) -> Video:
     """Ask for a video. Fields that a model's card, or a profile, has a default for can be left out."""
-    sent = await read_body(request, folder, FILE_FIELDS)
+    sent = await read_body(request, folder, FILE_FIELDS, max_text_bytes=deps.settings.max_body_bytes)
     video, headers = await run_in_threadpool(_create, deps, key, sent, once, folder)
     response.headers.update(headers)
     return video

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -28,8 +28,6 @@ IN_FLIGHT = ("queued", "running")
 POLL_MS = (250, 5000)
 """OpenAI's client keeps the first interval that it is told."""
 POLLS_PER_RENDER = 10
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,14 +60,17 @@ SIDES: dict[str, type] = {
 }
 ONCE = {
     "jobs": {"submit", "delete"},
-    "renders": {"claim", "failed", "released", "park", "lost"},
+    "renders": set(),
     "keys": {"create"},
     "loras": {"delete"},
     "profiles": {"add"},
     "webhooks": set(),
     "batches": {"create"},
 }
-"""Methods that are not the same done twice, or whose second time is an error. A claim that got lost ends by itself."""
+"""Methods that are not the same done twice, or whose second time is an error.
+
+What a lane writes is done once by its fence: the second time it hears that the lease is over. A claim whose answer got
+lost ends with its lease."""
 
 
 class StoreOwner:

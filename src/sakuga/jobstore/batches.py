@@ -38,12 +38,13 @@ class Batches:
             check_priority(priority)
         for _ in range(3):
             try:
-                with self._database.writing(is_news=True) as connection:
+                with self._database.writing() as connection:
                     batch_id = known(connection, idempotency_key)
                     if batch_id is None:
                         now = self._database.now(connection)
                         batch_id = self._insert(connection, tenant, jobs, errors, now)
                         remember(connection, idempotency_key, batch_id, now)
+                self._database.waiters.tell(job.model for job in jobs)
                 return self.get(tenant, batch_id)
             except IntegrityError:  # on PostgreSQL somebody was faster with this key or one of the renders: look again
                 continue

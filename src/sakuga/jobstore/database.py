@@ -5,7 +5,7 @@ transaction that writes begins with BEGIN IMMEDIATE, since a read that becomes a
 was faster; those that only read wait for nobody.
 One process owns the file: before 3.51.3, two of them can corrupt it. Several machines share a PostgreSQL server.
 
-Run: pytest tests/unit/test_jobstore.py
+Run: pytest tests/unit/test_jobstore_database.py
 """
 
 import contextlib
@@ -24,17 +24,25 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from sakuga.errors import BusyError, StoreError, shown
 from sakuga.jobstore.migrate import migrate
+from sakuga.jobstore.waiting import Waiters
 
 BUSY_TIMEOUT_S = 10
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "secure_delete=ON",  # a deleted prompt is overwritten, also in the file
+    f"busy_timeout={BUSY_TIMEOUT_S}000",
+)
 FORMS = "write sqlite:///FILE or postgresql://..."
 DATABASE_TIME = text("SELECT extract(epoch FROM clock_timestamp())::double precision")
-POLL_S = {"postgresql": 0.05, "sqlite": 1.0}
-"""How often who waits looks by itself: the changes of other processes are not told to this one."""
+POLL_S = {"postgresql": 0.05, "sqlite": 5.0}
+"""How often who waits for work looks by itself: for what other processes submit, and for what is parked until then."""
 READS = "reads"
 
 
 class Database:
-    """Transactions on one database, its clock, and word of new work inside this process."""
+    """Transactions on one database, its clock, and who waits for work in this process."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] | None = None) -> None:
         self.engine, self._clock = engine, clock
@@ -42,7 +50,7 @@ class Database:
         # SQLite lets writers wait by polling, up to 0.1 s for nothing; a lock hands over at once.
         self._turn = threading.Lock() if self._is_sqlite else contextlib.nullcontext()
         self._reader = engine.execution_options(**{READS: True})
-        self._news, self._num_news = threading.Condition(), 0
+        self.waiters, self.poll_s = Waiters(), POLL_S[engine.dialect.name]
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -51,14 +59,10 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self, *, is_news: bool = False) -> Iterator[Connection]:
-        """A transaction that changes something; `is_news` when lanes that wait should look again. Raises StoreError."""
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that changes something. Raises StoreError."""
         with self._turn, _store_errors(), self.engine.begin() as connection:
             yield connection
-        if is_news:
-            with self._news:
-                self._num_news += 1
-                self._news.notify_all()
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970: of the server, which is one for all machines, where there is a server."""
@@ -68,26 +72,12 @@ class Database:
             return time.time()
         return connection.execute(DATABASE_TIME).scalar_one()
 
-    @property
-    def num_news(self) -> int:
-        return self._num_news
-
-    def wait_for_news(self, seen: int, limit_s: float) -> None:
-        """Until there was news after the `seen`th, or it is time to look anyway."""
-        with self._news:
-            self._news.wait_for(lambda: self._num_news != seen, min(limit_s, POLL_S[self.engine.dialect.name]))
-
-    def checkpoint(self, above_bytes: int) -> int:
-        """Empty SQLite's log of changes into the file when it has grown; bytes of it before."""
-        wal = Path(f"{self.engine.url.database}-wal")
-        if not self._is_sqlite or not wal.exists() or (num_bytes := wal.stat().st_size) < above_bytes:
-            return 0
-        connection = self.engine.raw_connection()
-        try:
+    def checkpoint(self) -> None:
+        """Empty SQLite's log of changes into the file: it grows no further, and what was deleted is in neither."""
+        if not self._is_sqlite:
+            return
+        with self._turn, contextlib.closing(self.engine.raw_connection()) as connection:
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            connection.close()
-        return num_bytes
 
 
 @contextlib.contextmanager
@@ -133,7 +123,7 @@ def _sqlite(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver would begin deferred transactions by itself
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_S}000"):
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

@@ -17,41 +17,37 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
 SWEEP_S = 60.0
+TROUBLE_S = 5.0
+"""Between two ticks while the database is away."""
 NUM_AT_ONCE = 100
 
 
 class Keeper:
-    """`tick` is cheap and meant for five times a second, `sweep` for once a minute."""
+    """`tick` is cheap and meant for five times a second, `sweep` for once a minute.
+
+    An error in one duty is logged, and the others are done all the same.
+    """
 
     def __init__(self, stores: Stores, objects: ObjectStore | None) -> None:
         """Without `objects` nothing is removed from storage."""
         self._stores, self._objects = stores, objects
 
-    def tick(self) -> None:
-        """Leases that are over, lanes that should make room."""
-        self._stores.renders.reap()
-        self._stores.renders.preempt()
+    def tick(self) -> bool:
+        """Leases that are over, lanes that should make room; whether all went well."""
+        return _each(self._stores.renders.reap, self._stores.renders.preempt)
 
-    def sweep(self) -> None:
-        """Jobs whose time is over, objects that nobody needs, the log of the database."""
-        self._stores.jobs.expire()
-        self._clear_away()
-        self._stores.jobs.checkpoint()
+    def sweep(self) -> bool:
+        """Jobs whose time is over, objects that nobody needs, the log of the database; whether all went well."""
+        return _each(self._stores.jobs.expire, self._clear_away, self._stores.jobs.checkpoint)
 
     def run(self, over: threading.Event, *, tick_s: float = TICK_S, sweep_s: float = SWEEP_S) -> None:
-        """Until `over`. An error is logged, and the next turn comes all the same."""
-        sweep_at = time.monotonic()
-        while not over.wait(tick_s):
-            self._safely(self.tick, "tick")
+        """Until `over`."""
+        sweep_at, is_well = time.monotonic(), True
+        while not over.wait(tick_s if is_well else max(tick_s, TROUBLE_S)):
+            is_well = self.tick()
             if time.monotonic() >= sweep_at:
-                self._safely(self.sweep, "sweep")
+                self.sweep()
                 sweep_at = time.monotonic() + sweep_s
-
-    def _safely(self, work: Callable[[], None], name: str) -> None:
-        try:
-            work()
-        except Exception:  # of the database or of storage, whatever it is: the farm needs its keeper
-            logger.exception("the keeper's %s failed", name)
 
     def _clear_away(self) -> None:
         """What cannot be removed is given out again later."""
@@ -68,3 +64,14 @@ class Keeper:
             self._stores.jobs.collected(removed)
             if len(removed) < len(names):  # storage is away; the next sweep tries the rest
                 return
+
+
+def _each(*duties: Callable[[], object]) -> bool:
+    is_well = True
+    for duty in duties:
+        try:
+            duty()
+        except Exception:  # of the database or of storage, whatever it is: the farm needs its keeper
+            logger.exception("the keeper could not do its %s", getattr(duty, "__name__", duty))
+            is_well = False
+    return is_well

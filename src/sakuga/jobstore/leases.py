@@ -54,15 +54,19 @@ class LeasedRenders:
 
     def claim(self, lane: Lane, wait_s: float = 0.0) -> Claim | None:
         """The render that this lane should do now; None when there is none for it, also after a while."""
-        deadline = time.monotonic() + wait_s
-        while True:
-            seen = self._database.num_news
-            with self._database.writing() as connection:
-                claim = take(connection, lane, self._database.now(connection), self._lease_s)
-            left_s = deadline - time.monotonic()
-            if claim is not None or left_s <= 0:
-                return claim
-            self._database.wait_for_news(seen, left_s)
+        deadline, waiters = time.monotonic() + wait_s, self._database.waiters
+        with waiters.waiting(lane.models) as waiter:
+            while True:
+                news = waiters.looking(waiter)
+                with self._database.writing() as connection:
+                    claim = take(connection, lane, self._database.now(connection), self._lease_s)
+                left_s = deadline - time.monotonic()
+                if claim is not None:
+                    return claim
+                waiters.pass_on(news)
+                if left_s <= 0:
+                    return None
+                waiter.woken.wait(min(left_s, self._database.poll_s))
 
     def heartbeat(self, claim: Claim, step: int) -> Orders:
         """Renew the lease and say how far the render is; what the farm wants of the lane.
@@ -116,7 +120,7 @@ class LeasedRenders:
 
     def failed(self, claim: Claim, code: str, message: str) -> None:
         """The job's own fault: once more, or failed for good. Raises LeaseLostError."""
-        with self._database.writing(is_news=True) as connection:
+        with self._database.writing() as connection:
             row, now = self._held(connection, claim)
             self._end_attempt(connection, row, FAILED, row.step, now)
             counted = {"num_attempts": row.num_attempts + 1}
@@ -126,34 +130,37 @@ class LeasedRenders:
                 _give_up(connection, row, now, code, message, **counted)
             else:
                 _requeue(connection, row, now, {"why": "failed", "error_code": code}, **counted)
+        self._database.waiters.tell([claim.model])
 
     def released(self, claim: Claim, step: int | None = None) -> None:
         """The lane stops with it, by order or because it closes; the render waits on, or ends if nobody wants it.
 
         Raises LeaseLostError.
         """
-        with self._database.writing(is_news=True) as connection:
+        with self._database.writing() as connection:
             row, now = self._held(connection, claim)
             why = YIELDED if row.must_yield else "released"
             self._end_attempt(connection, row, why, row.step if step is None else step, now)
             self._hand_back(connection, row, now, {"why": why})
+        self._database.waiters.tell([claim.model])
 
     def park(self, claim: Claim, reason: str, for_s: float) -> None:
         """Storage or something else that every lane needs is away: the render waits, nobody's fault, for so long.
 
         Raises LeaseLostError.
         """
-        with self._database.writing(is_news=True) as connection:
+        with self._database.writing() as connection:
             row, now = self._held(connection, claim)
             self._end_attempt(connection, row, "parked", row.step, now)
             self._hand_back(connection, row, now, {"why": "parked", "reason": reason}, not_before=now + for_s)
 
     def lost(self, claim: Claim, reason: str) -> None:
         """The farm's fault, seen at once: a dead rank, a full disk. Raises LeaseLostError."""
-        with self._database.writing(is_news=True) as connection:
+        with self._database.writing() as connection:
             row, now = self._held(connection, claim)
             charge(connection, row, now)
             self._lose(connection, row, now, reason)
+        self._database.waiters.tell([claim.model])
 
     def reap(self) -> int:
         """Take back what silent lanes hold; how many renders that were."""
@@ -161,14 +168,15 @@ class LeasedRenders:
             silent = and_(IS_RUNNING, renders.c.lease_until < self._database.now(connection))
             if connection.execute(select(renders.c.id).where(silent).limit(1)).first() is None:
                 return 0
-        with self._database.writing(is_news=True) as connection:
+        with self._database.writing() as connection:
             now = self._database.now(connection)
             silent = and_(IS_RUNNING, renders.c.lease_until < now)
             found = select(renders).where(silent).order_by(renders.c.id).with_for_update(skip_locked=True)
             rows = connection.execute(found).all()
             for row in rows:
                 self._lose(connection, row, now, "its lane fell silent")
-            return len(rows)
+        self._database.waiters.tell(row.model for row in rows)
+        return len(rows)
 
     def ask_to_yield(self, render_id: str) -> None:
         """The lane of this render is wanted for something more urgent; its next heartbeat says so."""

@@ -20,8 +20,6 @@ from sakuga.jobstore.values import PRIORITIES, Artifact, Backlog, Event, Idempot
 MAX_LISTED = 100
 NUM_FORGOTTEN = 50
 """Jobs that are deleted in one transaction, when they expire."""
-WAL_BYTES = 64 * 2**20
-"""Above it SQLite's log is emptied into the file."""
 CLASS_OF = {number: name for name, number in PRIORITIES.items()}
 OF_ARTIFACT = ("prefix", "sha256", "num_bytes", "receipt")
 OF_JOB = (
@@ -51,12 +49,13 @@ class JobStore:
         check_priority(job.priority)
         for _ in range(3):
             try:
-                with self.database.writing(is_news=True) as connection:
+                with self.database.writing() as connection:
                     now = self.database.now(connection)
                     job_id = known(connection, idempotency_key)
                     if job_id is None:
                         (job_id,) = insert_jobs(connection, job.tenant, [job], now)
                         remember(connection, idempotency_key, job_id, now)
+                self.database.waiters.tell([job.model])
                 return self.get(job.tenant, job_id)
             except IntegrityError:  # on PostgreSQL somebody was faster with this key or this render: look again
                 continue
@@ -202,9 +201,9 @@ class JobStore:
                 break
         return num_gone
 
-    def checkpoint(self) -> int:
-        """Keep SQLite's log of changes short; how many bytes of it were too many."""
-        return self.database.checkpoint(WAL_BYTES)
+    def checkpoint(self) -> None:
+        """Empty the database's log of changes, where it keeps one in a file."""
+        self.database.checkpoint()
 
     def _job(self, row: Mapping[str, object]) -> Job:
         values = dict(row)

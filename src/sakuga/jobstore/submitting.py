@@ -86,12 +86,15 @@ def _state(shared: Row | None) -> str:
 
 
 def _in_flight(connection: Connection, tenant: str, keys: Sequence[str]) -> dict[str, Row]:
-    """The renders with these keys, locked."""
-    found: dict[str, Row] = {}
+    """The renders with these keys, locked, in the order in which all who lock several do it."""
+    ids: list[str] = []
     for some in chunks(keys):
-        wanted = select(renders).where(renders.c.tenant == tenant, renders.c.render_key.in_(some), IS_IN_FLIGHT)
-        rows = connection.execute(wanted.order_by(renders.c.render_key).with_for_update()).all()
-        found |= {row.render_key: row for row in rows}
+        wanted = select(renders.c.id).where(renders.c.tenant == tenant, renders.c.render_key.in_(some), IS_IN_FLIGHT)
+        ids += connection.execute(wanted).scalars()
+    found: dict[str, Row] = {}
+    for some in chunks(sorted(ids)):
+        still = select(renders).where(renders.c.id.in_(some), IS_IN_FLIGHT).order_by(renders.c.id)
+        found |= {row.render_key: row for row in connection.execute(still.with_for_update())}
     return found
 
 

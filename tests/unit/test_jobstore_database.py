@@ -1,0 +1,114 @@
+"""The database below the job store: its owner, its clock, its errors, and what is left after a kill -9."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+
+from sakuga.errors import BusyError, LeaseLostError, StoreError
+from sakuga.jobstore import JobStore, Lane, NewJob, open_database, stores_on
+from sakuga.jobstore.database import Database
+
+JOB = NewJob(
+    tenant="app", render_key="a" * 64, model="wan-mini", recipe={}, request={}, num_steps=20, work_s=5.0
+)  # fmt: skip
+LANE = Lane(name="lane-1", models=("wan-mini",))
+
+
+def _own(path: str) -> str:
+    try:
+        open_database(f"sqlite:///{path}")
+    except BusyError as error:
+        return error.message
+    return "no error"
+
+
+def test_a_second_owner_of_the_file_is_refused(tmp_path):
+    path = tmp_path / "jobs.sqlite"
+    engine = open_database(f"sqlite:///{path}")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_own, (str(path),)) == f"another process owns {path}; end it, or ask it instead of the file"
+    engine.dispose()
+
+
+def test_a_database_that_cannot_be_used(tmp_path):
+    for url in ("nothing", "mysql://host/db", "sqlite://"):
+        with pytest.raises(StoreError, match=r"no (address|database)"):
+            open_database(url)
+    path = tmp_path / "jobs.sqlite"
+    path.write_bytes(b"this is no database, and long enough to be read as one" * 100)
+    with pytest.raises(StoreError, match="move it away and restore a backup"):
+        open_database(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match="cannot be used"):
+        open_database("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_a_full_disk_is_an_error_of_the_store_and_passes(tmp_path):
+    engine = open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    stores = stores_on(engine)
+    job = stores.jobs.submit(JOB)
+    claim = stores.renders.claim(LANE)
+    engine.dispose()
+    pages = {"max": 1}
+
+    @event.listens_for(engine, "connect")
+    def limit(connection, _):
+        connection.execute(f"PRAGMA max_page_count={pages['max']}")
+
+    large = replace(JOB, render_key="c" * 64, request={"prompt": "x" * 100_000})
+    with pytest.raises(StoreError, match=r"did not answer: database or disk is full; look at its disk"):
+        stores.jobs.submit(large)
+    assert stores.renders.heartbeat(claim, 1).cancel is False, "what needs no room goes on"
+    assert stores.jobs.page("app")[0][0].id == job.id
+    pages["max"] = 10**6
+    engine.dispose()
+    assert stores.jobs.submit(large).state == "queued"
+    engine.dispose()
+
+
+def test_a_server_that_is_lost_is_an_error_of_the_store(stores, monkeypatch):
+    def lost(*_):
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(stores.jobs.database, "now", lost)
+    for work in (lambda: stores.jobs.submit(JOB), stores.jobs.backlog):
+        with pytest.raises(StoreError, match="server closed the connection"):
+            work()
+
+
+def test_times_are_those_of_the_server(postgres):
+    """One clock for all machines: this process's own stands still, and the lease ends all the same."""
+    engine = open_database(postgres)
+    database = Database(engine)
+    with database.reading() as connection:
+        server = connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())::float").scalar_one()
+        assert 0 <= database.now(connection) - server < 60
+        assert database.now(connection) > database.now(connection) - 1
+    stores = stores_on(engine, lease_s=0.0)
+    job = stores.jobs.submit(replace(JOB, tenant="of-the-server"))
+    claim = stores.renders.claim(LANE)
+    with pytest.raises(LeaseLostError):
+        stores.renders.heartbeat(claim, 1)
+    assert stores.renders.reap() >= 1
+    stores.jobs.delete("of-the-server", job.id)
+    engine.dispose()
+
+
+def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path):
+    """kill -9 right after the answer."""
+    path = tmp_path / "jobs.sqlite"
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_submit_and_wait, args=(str(path), theirs))
+    process.start()
+    job_id = ours.recv()
+    process.kill()
+    process.join()
+    assert JobStore(open_database(f"sqlite:///{path}")).get("app", job_id).state == "queued"
+
+
+def _submit_and_wait(path: str, pipe) -> None:
+    pipe.send(JobStore(open_database(f"sqlite:///{path}")).submit(JOB).id)
+    pipe.recv()

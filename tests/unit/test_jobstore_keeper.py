@@ -140,13 +140,19 @@ def test_lanes_keep_what_they_have_when_the_store_was_away(stores, clock, monkey
 def test_a_deleted_prompt_is_in_no_file_after_a_sweep(tmp_path):
     stores = open_stores(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     secret = "a fairy in the rain"
-    job = stores.jobs.submit(replace(JOB, recipe={"prompt": secret}, request={"prompt": secret}))
+    prompt = secret * 1000  # on pages of its own
+
+    def submit(number: int):
+        return stores.jobs.submit(replace(JOB, render_key=f"{number:064d}", recipe={}, request={"prompt": prompt}))
+
+    jobs = [submit(number) for number in range(3)]
 
     def is_in_a_file() -> bool:
         return any(secret.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
     assert is_in_a_file()
-    stores.jobs.delete("app", job.id)
+    for job in jobs:
+        stores.jobs.delete("app", job.id)
     assert Keeper(stores, None).sweep()
     assert not is_in_a_file()
     assert (tmp_path / "jobs.sqlite-wal").stat().st_size == 0

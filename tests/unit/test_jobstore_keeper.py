@@ -112,16 +112,47 @@ def test_an_error_ends_neither_the_keeper_nor_its_other_duties(stores, monkeypat
     assert "the keeper could not do its reap" in caplog.text
 
 
+def test_lanes_keep_what_they_have_when_the_store_was_away(stores, clock, monkeypatch):
+    stores.jobs.submit(JOB)
+    claim = stores.renders.claim(LANE)
+    monkeypatch.setattr(keeper_module, "TROUBLE_S", 0.0)
+
+    class Over(threading.Event):
+        turns = 0
+
+        def wait(self, timeout=None):
+            self.turns += 1
+            if self.turns == 2:
+                clock.now += 1000  # the store is away
+                monkeypatch.setattr(stores.renders, "preempt", lambda: 1 / 0)
+                monkeypatch.setattr(stores.renders, "reap", lambda: 1 / 0)
+            if self.turns == 3:
+                monkeypatch.undo()
+            return self.turns == 6
+
+    clock.now += 1000  # before the keeper started, too
+    Keeper(stores, None).run(Over())
+    assert stores.renders.heartbeat(claim, 1).cancel is False
+    clock.now += 1000
+    assert stores.renders.reap() == 1
+
+
 def test_a_deleted_prompt_is_in_no_file_after_a_sweep(tmp_path):
     stores = open_stores(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     secret = "a fairy in the rain"
-    job = stores.jobs.submit(replace(JOB, recipe={"prompt": secret}, request={"prompt": secret}))
+    prompt = secret * 1000  # on pages of its own
+
+    def submit(number: int):
+        return stores.jobs.submit(replace(JOB, render_key=f"{number:064d}", recipe={}, request={"prompt": prompt}))
+
+    jobs = [submit(number) for number in range(3)]
 
     def is_in_a_file() -> bool:
         return any(secret.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
     assert is_in_a_file()
-    stores.jobs.delete("app", job.id)
+    for job in jobs:
+        stores.jobs.delete("app", job.id)
     assert Keeper(stores, None).sweep()
     assert not is_in_a_file()
     assert (tmp_path / "jobs.sqlite-wal").stat().st_size == 0

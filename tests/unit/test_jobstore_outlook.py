@@ -119,3 +119,4 @@ def test_counts_are_those_of_the_rows(stores):
     stores.jobs.delete("app", jobs[2].id)
     expected = {"queued": 1, "running": 1, "completed": 0, "failed": 0, "cancelled": 1, "deleted": 1}
     assert stores.jobs.counts() == expected
+    assert stores.jobs.num_queued() == 1

@@ -1,13 +1,13 @@
 """Waiting and making room: long polls, preemption, parking."""
 
-import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
-from sakuga.jobstore import Artifact, Lane, LeasedRenders, NewJob
+from sakuga.jobstore import Artifact, Lane, NewJob
 from sakuga.jobstore.preempting import FREED_S
 from sakuga.jobstore.waiting import Waiters
 
@@ -130,21 +130,13 @@ def test_a_parked_render_takes_no_lane_from_others(stores, clock):
     assert stores.renders.preempt() == 0
 
 
-def test_a_lane_that_waits_has_what_is_submitted_at_once(stores):
-    got, waits = [], threading.Event()
-
-    class Waiting(LeasedRenders):
-        def claim(self, lane, wait_s=0.0):
-            waits.set()
-            return super().claim(lane, wait_s)
-
-    renders = Waiting(stores.jobs)
-    thread = threading.Thread(target=lambda: got.append(renders.claim(lane(0), wait_s=30.0)))
-    thread.start()
-    waits.wait(10)
-    job = submit(stores, 1)
-    thread.join(timeout=10)
-    assert [claim.render_id for claim in got] == [job.render_id]
+def test_a_lane_that_waits_has_what_is_submitted_at_once(stores, monkeypatch):
+    monkeypatch.setattr(stores.jobs.database, "poll_s", 60.0)
+    with ThreadPoolExecutor(1) as threads:
+        claim = threads.submit(stores.renders.claim, lane(0), 30.0)
+        in_line(stores, 1)
+        job = submit(stores, 1)
+        assert claim.result(timeout=10).render_id == job.render_id
     assert stores.renders.claim(lane(0), wait_s=0.01) is None
 
 
@@ -184,13 +176,23 @@ def test_news_for_a_lane_that_goes_away_are_the_next_ones():
         assert stays.woken.is_set()
 
 
-def test_a_lane_that_may_not_have_a_render_leaves_it_to_the_next(stores):
+def test_a_lane_that_may_not_have_a_render_leaves_it_to_the_next(stores, monkeypatch):
+    monkeypatch.setattr(stores.jobs.database, "poll_s", 60.0)  # nobody looks by himself
     submit(stores, 1)
     lost = stores.renders.claim(lane(0))
     with ThreadPoolExecutor(2) as threads:
         kept_away = threads.submit(stores.renders.claim, lane(0), 30.0)
+        in_line(stores, 1)
         other = threads.submit(stores.renders.claim, lane(1), 30.0)
+        in_line(stores, 2)
         stores.renders.lost(lost, "its disk is full")
         assert other.result(timeout=10).render_id == lost.render_id
         submit(stores, 2)
         assert kept_away.result(timeout=10) is not None
+
+
+def in_line(stores, number: int) -> None:
+    deadline = time.monotonic() + 10
+    while len(stores.jobs.database.waiters) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -82,12 +82,16 @@ def test_an_upload_that_another_render_uses_stays(stores, clock):
 
 def test_an_upload_whose_job_never_comes_goes(stores, clock):
     stores.jobs.discard([UPLOAD, "app/uploads/2/image.png"], after_s=3600)
+    stores.jobs.discard([UPLOAD], after_s=7200)
     job = stores.jobs.submit(JOB)
     assert stores.jobs.garbage() == []
     clock.now += 3601
     assert stores.jobs.garbage() == ["app/uploads/2/image.png"]
+    publish(stores, stores.renders.claim(LANE))
+    clock.now += 3601
+    assert UPLOAD not in stores.jobs.garbage()
     stores.jobs.delete("app", job.id)
-    assert stores.jobs.garbage() == [UPLOAD]
+    assert UPLOAD in stores.jobs.garbage()
 
 
 def test_a_running_job_that_is_wanted_again_after_its_deletion_keeps_its_storage(stores, clock):

@@ -28,7 +28,7 @@ def check_room(deps: ApiDeps, key: ApiKey, work_s: float, num_jobs: int = 1) -> 
     What a tenant used fades with time (`HALF_LIFE_S`), what it has in flight counts as predicted.
     """
     most = deps.settings.max_queued_jobs
-    num_queued = deps.stores.jobs.counts().get("queued", 0)
+    num_queued = deps.stores.jobs.num_queued()
     if num_queued + num_jobs > most:
         sentence = f"{num_queued} jobs wait, {most} may; try again later"
         raise QueueFullError(sentence, {"retry-after": str(QUEUE_FULL_S)})

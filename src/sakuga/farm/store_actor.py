@@ -59,7 +59,7 @@ SIDES: dict[str, type] = {
     "batches": Batches,
 }
 ONCE = {
-    "jobs": {"submit", "delete"},
+    "jobs": {"submit"},
     "renders": set(),
     "keys": {"create"},
     "loras": {"delete"},

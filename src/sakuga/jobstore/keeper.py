@@ -41,10 +41,10 @@ class Keeper:
         return _each(self._stores.jobs.expire, self._clear_away, self._stores.jobs.checkpoint)
 
     def run(self, over: threading.Event, *, tick_s: float = TICK_S, sweep_s: float = SWEEP_S) -> None:
-        """Until `over`."""
-        sweep_at, is_well = time.monotonic(), True
+        """Until `over`. After a time in which the store was away, lanes keep what they had."""
+        sweep_at, is_well = time.monotonic(), _each(self._stores.renders.renew_all)
         while not over.wait(tick_s if is_well else max(tick_s, TROUBLE_S)):
-            is_well = self.tick()
+            is_well = self.tick() if is_well else _each(self._stores.renders.renew_all)
             if time.monotonic() >= sweep_at:
                 self.sweep()
                 sweep_at = time.monotonic() + sweep_s

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from sakuga.errors import AuthError, NotFoundError, RecipeError, did_you_mean, shown
 from sakuga.jobstore.ids import new_id
@@ -68,19 +68,21 @@ class ApiKeys:
         }
         with self._database.writing() as connection:
             connection.execute(insert(api_keys).values(**row, created_at=self._database.now(connection)))
-        return self._find(api_keys.c.id == row["id"])[0], secret
+            return _find(connection, api_keys.c.id == row["id"])[0], secret
 
     def authenticate(self, secret: str) -> ApiKey:
         """The key of a secret. Raises AuthError, in the same words whatever is wrong with it."""
         with self._database.reading() as connection:
             now = self._database.now(connection)
-        for key in self._find(api_keys.c.sha256 == _sha256(secret)):
+            found = _find(connection, api_keys.c.sha256 == _sha256(secret))
+        for key in found:
             if key.revoked_at is None and (key.expires_at is None or now < key.expires_at):
                 return key
         raise AuthError("the API key is not known, or no longer valid; ask whoever runs this farm for one")
 
     def of_tenant(self, tenant: str) -> Sequence[ApiKey]:
-        return self._find(api_keys.c.tenant == tenant)
+        with self._database.reading() as connection:
+            return _find(connection, api_keys.c.tenant == tenant)
 
     def revoke(self, key_id: str) -> None:
         """From now on nobody is let in with it. Raises NotFoundError."""
@@ -90,16 +92,15 @@ class ApiKeys:
             if not done.rowcount:
                 raise NotFoundError(f"there is no key {shown(key_id)}")
 
-    def _find(self, condition) -> list[ApiKey]:
-        with self._database.reading() as connection:
-            rows = connection.execute(select(api_keys).where(condition).order_by(api_keys.c.created_at)).all()
-        return [
-            ApiKey(
-                id=row.id, tenant=row.tenant, shown=row.shown, scopes=tuple(row.scopes), quota_gpu_s=row.quota_gpu_s,
-                expires_at=row.expires_at, revoked_at=row.revoked_at,
-            )
-            for row in rows
-        ]  # fmt: skip
+
+def _find(connection: Connection, condition: ColumnElement[bool]) -> list[ApiKey]:
+    return [
+        ApiKey(
+            id=row.id, tenant=row.tenant, shown=row.shown, scopes=tuple(row.scopes), quota_gpu_s=row.quota_gpu_s,
+            expires_at=row.expires_at, revoked_at=row.revoked_at,
+        )
+        for row in connection.execute(select(api_keys).where(condition).order_by(api_keys.c.created_at))
+    ]  # fmt: skip
 
 
 def _sha256(secret: str) -> str:

@@ -13,7 +13,7 @@ from sakuga.errors import ConflictError, NotFoundError, shown
 from sakuga.jobstore import outlook, retention
 from sakuga.jobstore.database import Database
 from sakuga.jobstore.ending import cancel_jobs, throw_away
-from sakuga.jobstore.schema import STATES, artifacts, events, jobs, renders
+from sakuga.jobstore.schema import QUEUED, STATES, artifacts, events, jobs, renders
 from sakuga.jobstore.submitting import check_priority, insert_jobs, known, remember
 from sakuga.jobstore.values import PRIORITIES, Artifact, Backlog, Event, Idempotency, Job, NewJob, Place
 
@@ -157,6 +157,12 @@ class JobStore:
         """Seconds of lanes that the tenant has used lately; they fade."""
         with self.database.reading() as connection:
             return outlook.used_gpu_s(connection, tenant, self.database.now(connection))
+
+    def num_queued(self) -> int:
+        """Jobs that wait, of all tenants; quick, however many have ended."""
+        waiting = select(func.count()).where(jobs.c.is_deleted.is_(False), jobs.c.state == QUEUED)
+        with self.database.reading() as connection:
+            return connection.execute(waiting).scalar_one()
 
     def counts(self) -> Mapping[str, int]:
         """Jobs by state, and those of any state that were deleted as "deleted"."""

@@ -40,6 +40,9 @@ class Waiters:
         self._lock, self._line = threading.Lock(), list[Waiter]()
         self._numbers = itertools.count(1)
 
+    def __len__(self) -> int:
+        return len(self._line)
+
     def tell(self, models: Iterable[str]) -> None:
         """A render of each of these models has come into the queue."""
         with self._lock:

@@ -5,6 +5,7 @@ again: it arrives at least once, under one id.     Run: pytest tests/unit/test_j
 """
 
 import base64
+import contextlib
 import secrets
 from collections.abc import Collection, Sequence
 
@@ -74,9 +75,9 @@ class Webhooks:
     def switch_off(self, tenant: str, url: str) -> None:
         """The address is gone: nothing is sent there until its owner asks for a replay."""
         with self._database.writing() as connection:
-            here = and_(webhooks_off.c.tenant == tenant, webhooks_off.c.url == url)
-            connection.execute(delete(webhooks_off).where(here))
-            connection.execute(insert(webhooks_off).values(tenant=tenant, url=url, at=self._database.now(connection)))
+            row = {"tenant": tenant, "url": url, "at": self._database.now(connection)}
+            with contextlib.suppress(IntegrityError), connection.begin_nested():  # it may be off already
+                connection.execute(insert(webhooks_off).values(**row))
             waiting = and_(deliveries.c.tenant == tenant, deliveries.c.url == url, deliveries.c.state == PENDING)
             connection.execute(update(deliveries).where(waiting).values(state=FAILED))
 

@@ -115,6 +115,7 @@ class LaneWork:
     snapshot_s: float = SNAPSHOT_S
     preview_s: float = PREVIEW_S
     storage_patience_s: float = STORAGE_PATIENCE_S
+    parked_s: float = PARKED_S
     pulse: _Pulse | None = field(default=None, init=False)
     """Of the render under way."""
     _snapshot_key: str | None = field(default=None, init=False)
@@ -149,7 +150,7 @@ class LaneWork:
                 raise
             except (StorageError, OutputError) as error:
                 logger.warning("render=%s waits for storage: %s", claim.render_id, error)
-                self.renders.park(claim, error.message, PARKED_S)
+                self.renders.park(claim, error.message, self.parked_s)
                 outcome[:] = [Outcome.PARKED]
             except Exception as error:
                 if isinstance(error, THE_JOBS_OWN) and not isinstance(error, OF_STORAGE):

@@ -380,7 +380,7 @@ def show(figures: Report, folder: Path) -> None:
         if name != "violations":
             told = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
             table.add_row(name, "-" if told is None else str(told))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for each in figures.violations:
         console.print(each, markup=False)

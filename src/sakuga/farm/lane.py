@@ -287,7 +287,7 @@ class LaneWork:
         path = scratch / "snapshot"
         with self._timed("snapshot_s"):
             self.session.snapshot(at, path)
-            key = f"{claim.prefix}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
+            key = f"{claim.passing}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
             try:
                 self.objects.put(key, path)
             except (StorageError, OutputError) as error:
@@ -297,11 +297,14 @@ class LaneWork:
         self._snapshot_key = key
         before = self.renders.saved(claim, key, at.step)
         if before not in (None, key):
-            self.objects.delete(before)
+            try:
+                self.objects.delete(before)
+            except (StorageError, OutputError) as error:
+                logger.warning("render=%s leaves a snapshot behind: %s", claim.render_id, error)
 
     def _show(self, claim: Claim, at: Progress, scratch: Path) -> None:
         """A picture of how far the render is, for those who wait; without one nothing is lost."""
-        path, key = scratch / "preview.webp", f"{claim.prefix}/{PREVIEW}{at.step}.webp"
+        path, key = scratch / "preview.webp", f"{claim.passing}/{PREVIEW}{at.step}.webp"
         try:
             if not self.session.preview(at, path):
                 return

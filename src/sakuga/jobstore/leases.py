@@ -178,6 +178,13 @@ class LeasedRenders:
         self._database.waiters.tell(row.model for row in rows)
         return len(rows)
 
+    def renew_all(self) -> None:
+        """Nobody could renew a lease while the store was away: all that lanes had then hold for one lease more."""
+        with self._database.writing() as connection:
+            until = self._database.now(connection) + self._lease_s
+            short = and_(IS_RUNNING, renders.c.lease_until < until)
+            connection.execute(update(renders).where(short).values(lease_until=until))
+
     def ask_to_yield(self, render_id: str) -> None:
         """The lane of this render is wanted for something more urgent; its next heartbeat says so."""
         with self._database.writing() as connection:
@@ -219,7 +226,7 @@ class LeasedRenders:
         self, connection: Connection, row: Row, now: float, told: Mapping[str, object], **values: object
     ) -> None:
         if row.must_cancel:
-            end_render(connection, row, CANCELLED, now)
+            end_render(connection, row, CANCELLED, now, **values)
         else:
             _requeue(connection, row, now, told, **values)
 

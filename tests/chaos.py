@@ -46,9 +46,9 @@ from sakuga.storage.objects import FolderObjects
 
 HERE = Path(__file__).parent
 NUM_LANES, NUM_USERS = 4, 3
-ORDER_PAUSE_S = 0.8
+ORDER_PAUSE_S = 0.7
 """Between two orders of a user: together a little less than the lanes can do."""
-EVERY_S = 1.3
+EVERY_S = 1.6
 """Between two disturbances, in the mean."""
 WEIGHTS = {"kill_lane": 6, "stop_lane": 4, "kill_owner": 2, **dict.fromkeys(STORAGE_FAULTS, 1)}
 DRAIN_LIMIT_S = 90.0

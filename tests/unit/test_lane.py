@@ -246,6 +246,24 @@ def test_the_lease_lives_through_a_stage_that_is_longer_than_it(farm, engine, mo
     assert farm.lane(1, heartbeat_s=0.1).run_one() is Outcome.COMPLETED
 
 
+def test_steps_are_told_in_their_order(farm, engine, monkeypatch):
+    """Also when the thread of heartbeats and the steps ask at the same moment."""
+    job, heartbeat, at_it, together = farm.submitted(), farm.renders.heartbeat, [], []
+
+    def slow(claim, step):
+        together.extend(at_it)
+        at_it.append(step)
+        time.sleep(0.05)
+        at_it.remove(step)
+        return heartbeat(claim, step)
+
+    monkeypatch.setattr(farm.renders, "heartbeat", slow)
+    assert farm.lane(1, heartbeat_s=0.001).run_one() is Outcome.COMPLETED
+    assert together == []
+    steps = [event.data["step"] for event in farm.store.events_after("app", job.id) if event.type == "step"]
+    assert len(steps) > 2 and steps == sorted(steps)
+
+
 class Faulty:
     """Storage that fails as often as told, for names that contain a word."""
 

@@ -88,6 +88,8 @@ class _Pulse:
     step: int
     progress_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default=0.0)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """To ask: of two heartbeats at once the one with the later step may arrive first."""
 
     def beat(self, step: int | None = None) -> None:
         self.step = self.step if step is None else step
@@ -272,7 +274,8 @@ class LaneWork:
         """What the farm wants; nothing while the store cannot be asked, for as long as the lease lasts."""
         pulse.asked_at = time.monotonic()
         try:
-            return self.renders.heartbeat(claim, pulse.step)
+            with pulse.turn:
+                return self.renders.heartbeat(claim, pulse.step)
         except LeaseLostError:
             raise
         except Exception as error:  # noqa: BLE001  # of the database or on the way to it

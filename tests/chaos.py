@@ -27,13 +27,13 @@ from typing import cast
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from rich.console import Console
 from rich.table import Table
 
 from chaos_lane import LEASE_S, STORAGE_FAULTS, ChaosLane
 from chaos_users import Receiver, User
-from history import lost_jobs, outages_s, percentile, published_twice, recoveries_s, violations
+from history import lost_jobs, outages_s, percentile, published_twice, recoveries_s, requeues_s, violations
 from history_rows import History, Kill, read_tables
 from sakuga import settings
 from sakuga.farm import store_actor
@@ -52,7 +52,9 @@ EVERY_S = 1.6
 """Between two disturbances, in the mean."""
 WEIGHTS = {"kill_lane": 6, "stop_lane": 4, "kill_owner": 2, **dict.fromkeys(STORAGE_FAULTS, 1)}
 DRAIN_LIMIT_S = 90.0
-END_LIMIT_S = 30.0
+START_LIMIT_S, END_LIMIT_S = 90.0, 30.0
+CUT_S = 6.0
+"""A cut waits for the next upload."""
 QUIET_S = 2.0
 """Without a message that is due; one that was not reported is due again after 1 s."""
 AHEAD_S = 2 * 3600.0
@@ -73,10 +75,12 @@ def plan(seed: int, seconds: float) -> list[Disturbance]:
     """What will be done to the farm: each kind once in any order, then by weight."""
     draw = random.Random(f"disturbances of {seed}")
     kinds, at_s, planned = sorted(WEIGHTS), 0.0, []
+    every_s = min(EVERY_S, seconds / (len(kinds) + 1))
     draw.shuffle(kinds)
-    while (at_s := at_s + draw.uniform(0.5, 1.5) * EVERY_S) < seconds:
+    while (at_s := at_s + draw.uniform(0.5, 1.5) * every_s) < seconds:
         kind = kinds.pop() if kinds else draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         lasts_s = draw.uniform(1.2, 2.2) * LEASE_S if kind == "stop_lane" else draw.uniform(0.7, 2.5)
+        lasts_s = CUT_S if kind == "cut" else lasts_s
         planned.append(Disturbance(at_s=at_s, kind=kind, lasts_s=lasts_s, choice=draw.random()))
     return planned
 
@@ -103,7 +107,10 @@ class Farm:
     kills: list[Kill] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     processes: set[psutil.Process] = field(default_factory=set)
+    owner: psutil.Process | None = None
+    """None: it is coming back."""
     num_started: int = 0
+    _owner_ref: "ray.ObjectRef | None" = None
 
     @classmethod
     def start(cls, folder: Path) -> "Farm":
@@ -112,12 +119,12 @@ class Farm:
         farm = cls(folder=folder, url=url, stores=connect(url, lease_s=LEASE_S, objects=str(folder / "objects")))
         for _ in range(NUM_LANES):
             farm.start_lane()
-        until(lambda: farm.supervise() or farm.ready == NUM_LANES, END_LIMIT_S, "lanes")
+        until(farm.is_ready, START_LIMIT_S, "lanes")
         return farm
 
-    @property
-    def ready(self) -> int:
-        return sum(lane.process is not None for lane in self.lanes)
+    def is_ready(self) -> bool:
+        self.supervise()
+        return self.owner is not None and all(lane.process is not None for lane in self.lanes)
 
     def start_lane(self) -> None:
         self.num_started += 1
@@ -131,9 +138,10 @@ class Farm:
 
     def supervise(self) -> None:
         """Note processes that have started; another lane for each that has died. Raises what a lane raised."""
+        self._look_for_owner()
         for lane in list(self.lanes):
             if lane.process is None and is_there(lane.pid_ref):
-                with contextlib.suppress(RayActorError):
+                with contextlib.suppress(RayActorError, psutil.NoSuchProcess):
                     lane.process = psutil.Process(ray.get(lane.pid_ref))
                     self.processes.add(lane.process)
             if is_there(lane.end_ref):
@@ -144,7 +152,7 @@ class Farm:
                     self.start_lane()
 
     def disturb(self, planned: Disturbance) -> Callable[[], None] | None:
-        """Do it; what ends it, if that is not its nature."""
+        """Do it; what ends it. None: there is nothing to do it to at the moment."""
         if planned.kind in STORAGE_FAULTS:
             return self._break_storage(planned.kind)
         if planned.kind == "kill_owner":
@@ -163,20 +171,29 @@ class Farm:
             self.kills.append(Kill(kind=planned.kind, at=time.time(), lane=lane.name))
         return lambda: self._resume(lane) if lane.is_stopped else None
 
-    def owner(self) -> "ray.actor.ActorHandle":
-        return ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE)
+    def _look_for_owner(self) -> None:
+        if self.owner is not None:
+            return
+        try:
+            if self._owner_ref is None:
+                self._owner_ref = store_owner().__ray_call__.remote(lambda _: os.getpid())
+            elif is_there(self._owner_ref):
+                ref, self._owner_ref = self._owner_ref, None
+                self.owner = psutil.Process(ray.get(ref))
+                self.processes.add(self.owner)
+        except (RayActorError, psutil.NoSuchProcess):  # that was the one before
+            self._owner_ref = None
 
-    def _kill_owner(self) -> None:
-        """Unless it is just coming back."""
-        with contextlib.suppress(RayActorError, GetTimeoutError):
-            pid = ray.get(self.owner().__ray_call__.remote(lambda _: os.getpid()), timeout=0.5)
-            process = psutil.Process(pid)
-            process.kill()
-            self.processes.add(process)
-            self.kills.append(Kill(kind="kill_owner", at=time.time()))
+    def _kill_owner(self) -> Callable[[], None] | None:
+        if self.owner is None:
+            return None
+        self.owner.kill()
+        self.kills.append(Kill(kind="kill_owner", at=time.time()))
+        self.owner = None
+        return lambda: None
 
     def _break_storage(self, kind: str) -> Callable[[], None]:
-        fault = self.folder / "fault"
+        fault = self.folder / ("cut" if kind == "cut" else "fault")
         fault.write_text(kind)
         self.faults[kind] += 1
         return lambda: fault.unlink(missing_ok=True)
@@ -189,11 +206,9 @@ class Farm:
 
     def end(self) -> list[str]:
         """Close the lanes, end all processes; those that stay."""
-        with contextlib.suppress(RayActorError):
-            self.processes.add(psutil.Process(ray.get(self.owner().__ray_call__.remote(lambda _: os.getpid()))))
         (self.folder / "close").touch()
-        ray.get([lane.end_ref for lane in self.lanes], timeout=END_LIMIT_S)
-        for actor in [*(lane.actor for lane in self.lanes), self.owner()]:
+        ray.wait([lane.end_ref for lane in self.lanes], num_returns=len(self.lanes), timeout=END_LIMIT_S)
+        for actor in [*(lane.actor for lane in self.lanes), store_owner()]:
             ray.kill(actor)
         _, alive = psutil.wait_procs(self.processes, timeout=END_LIMIT_S)
         return [f"process {process.pid}" for process in alive]
@@ -220,7 +235,11 @@ class Report:
     stale_writes_refused: int
     dead_letters: int
     jobs_per_s: float
+    requeued_p50_s: float | None
+    """From a kill to the end of the attempt in the store."""
+    requeued_p95_s: float | None
     recovery_p50_s: float | None
+    """From a kill to the render's next claim, which also waits for its turn, or to its end."""
     recovery_p95_s: float | None
     store_back_p50_s: float | None
     store_back_p95_s: float | None
@@ -235,17 +254,20 @@ def run(folder: Path, *, seconds: float, seed: int) -> Report:
     (folder / "picture").write_bytes(b"what users upload")
     users = [User(number, seed, farm.stores, objects, folder / "picture", over) for number in range(NUM_USERS)]
     receiver = Receiver(seed, farm.stores)
-    with ThreadPoolExecutor(NUM_USERS + 1) as threads:
-        at_work = [threads.submit(user.run, ORDER_PAUSE_S) for user in users]
-        listening = threads.submit(receiver.run, silence)
-        try:
-            disturbed(farm, plan(seed, seconds), seconds)
-        finally:
-            over.set()
-        counts = drained(farm, at_work, receiver)
-        silence.set()
+    try:
+        with ThreadPoolExecutor(NUM_USERS + 1) as threads:
+            at_work = [threads.submit(user.run, ORDER_PAUSE_S) for user in users]
+            listening = threads.submit(receiver.run, silence)
+            try:
+                disturbed(farm, plan(seed, seconds), seconds)
+                over.set()
+                counts = drained(farm, at_work, receiver)
+            finally:
+                over.set()
+                silence.set()
         listening.result()
-    alive = farm.end()
+    finally:
+        alive = farm.end()
     history = History(
         tables=swept(folder, farm.url),
         orders=[order for user in users for order in user.orders],
@@ -260,13 +282,12 @@ def run(folder: Path, *, seconds: float, seed: int) -> Report:
 
 
 def disturbed(farm: Farm, planned: list[Disturbance], seconds: float) -> None:
+    """As planned; a machine that is too busy for the plan takes longer."""
     began, todo, ends = time.monotonic(), list(planned), list[tuple[float, Callable[[], None]]]()
-    while (at_s := time.monotonic() - began) < seconds or ends:
+    while (at_s := time.monotonic() - began) < seconds or todo or ends:
         farm.supervise()
-        if todo and todo[0].at_s <= at_s:
-            disturbance = todo.pop(0)
-            if (end := farm.disturb(disturbance)) is not None:
-                ends.append((at_s + disturbance.lasts_s, end))
+        if todo and todo[0].at_s <= at_s and (end := farm.disturb(todo[0])) is not None:
+            ends.append((at_s + todo.pop(0).lasts_s, end))
         for due_s, end in [each for each in ends if each[0] <= at_s]:
             end()
             ends.remove((due_s, end))
@@ -308,9 +329,10 @@ def stored(objects: FolderObjects) -> dict:
 def report(history: History, farm: Farm, *, seed: int, seconds: float, wall_s: float) -> Report:
     tables, seen = history.tables, [json.loads(line) for line in lines(farm.folder / "lanes")]
     recovered, back = recoveries_s(tables.attempts, history.kills), outages_s(history.calls, history.kills)
+    requeued = requeues_s(tables.attempts, history.kills)
     jobs = {call.job_id for call in history.calls if call.op == "submit" and call.is_acknowledged}
     kills = Counter(kill.kind for kill in history.kills)
-    kills["cut_upload"] = sum(1 for _ in farm.folder.glob("fault.*"))
+    kills["cut_upload"] = sum(1 for _ in farm.folder.glob("cut.*"))
     return Report(
         seed=seed,
         seconds=seconds,
@@ -327,6 +349,8 @@ def report(history: History, farm: Farm, *, seed: int, seconds: float, wall_s: f
         stale_writes_refused=sum("refused" in each for each in seen),
         dead_letters=sum(row.error_code == "E_DEAD_LETTER" for row in tables.renders),
         jobs_per_s=round(len(jobs) / wall_s, 2),
+        requeued_p50_s=rounded(percentile(requeued, 0.5)),
+        requeued_p95_s=rounded(percentile(requeued, 0.95)),
         recovery_p50_s=rounded(percentile(recovered, 0.5)),
         recovery_p95_s=rounded(percentile(recovered, 0.95)),
         store_back_p50_s=rounded(percentile(back, 0.5)),
@@ -342,6 +366,10 @@ def lines(folder: Path) -> Iterator[str]:
 
 def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 2)
+
+
+def store_owner() -> "ray.actor.ActorHandle":
+    return ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE)
 
 
 def is_there(ref: "ray.ObjectRef") -> bool:

@@ -1,7 +1,8 @@
 """A lane for the chaos run: the real `LaneWork` and engine of sleep in a Ray actor, with storage that can be broken.
 
-The processes of a run share a folder: `fault` in it says what is wrong with storage, `close` that lanes shall end,
-`lanes/NAME.jsonl` tells what a lane has seen, a line each, so that a kill -9 takes none of it away.
+The processes of a run share a folder: `fault` in it says what is wrong with storage, `cut` that an upload shall be cut,
+`close` that lanes shall end; `lanes/NAME.jsonl` tells what a lane has seen, a line each, so that a kill -9 takes none
+of it away.
 
 Run: pytest tests/ray/test_chaos.py
 """
@@ -59,13 +60,13 @@ class ChaosEngine(SimEngine):
 class FaultyObjects(FolderObjects):
     """A folder that fails in the way that a file names, for as long as it does."""
 
-    def __init__(self, root: Path, fault: Path) -> None:
+    def __init__(self, root: Path, folder: Path) -> None:
         super().__init__(root)
-        self._fault = fault
+        self._fault, self._cut = folder / "fault", folder / "cut"
 
     def put(self, name: str, path: Path) -> StoredObject:
         kind = self._kind()
-        if kind == "cut" and self._is_mine():
+        if self._takes_cut():
             target = self.root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.with_name(".cut.tmp").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -103,10 +104,10 @@ class FaultyObjects(FolderObjects):
         except FileNotFoundError:
             return None
 
-    def _is_mine(self) -> bool:
+    def _takes_cut(self) -> bool:
         """One process takes the fault that ends it."""
         try:
-            self._fault.rename(self._fault.with_suffix(f".{os.getpid()}"))
+            self._cut.rename(self._cut.with_suffix(f".{os.getpid()}"))
         except FileNotFoundError:
             return False
         return True
@@ -140,7 +141,7 @@ class ChaosLane:
         self._work = LaneWork(
             lane=Lane(name=name, models=(recipe(0).model,)),
             renders=Watched(renders, self._tell),  # ty: ignore[invalid-argument-type]  # it acts alike
-            objects=FaultyObjects(Path(folder, "objects"), Path(folder, "fault")),
+            objects=FaultyObjects(Path(folder, "objects"), Path(folder)),
             session=ChaosEngine(DEVICES["h200"], speed=SPEED),
             should_close=self._closing.exists,
             heartbeat_s=LEASE_S / 3,

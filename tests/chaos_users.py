@@ -17,7 +17,7 @@ from sakuga.storage.objects import FolderObjects
 
 NUM_HOT = 3
 """Seeds that a tenant orders again and again."""
-IN_FLIGHT_S = 4.0
+IN_FLIGHT_S = 3.0
 """Predicted seconds of work above which a user waits: the drain shall be short."""
 UPLOADED_S = 600.0
 ASK_LIMIT_S = 60.0

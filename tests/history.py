@@ -237,16 +237,19 @@ INVARIANTS: dict[str, Callable[[History], Iterator[str]]] = {
 }
 
 
+def requeues_s(attempts: Sequence[AttemptRow], kills: Sequence[Kill]) -> list[float]:
+    """From each hurt of a lane that had a render to the end of its attempt: when the store took it back, mostly."""
+    return [row.ended_at - kill.at for kill, row in _hurt(attempts, kills) if row.ended_at is not None]
+
+
 def recoveries_s(attempts: Sequence[AttemptRow], kills: Sequence[Kill]) -> list[float]:
     """From each hurt of a lane that had a render to that render's next claim, or to its end if it needed none."""
     found = []
-    for kill in kills:
-        held = [row for row in attempts if row.lane == kill.lane and _is_held(row, kill.at)]
-        for row in held:
-            later = [each.started_at for each in attempts if each.render_id == row.render_id and each.fence > row.fence]
-            end = min(later, default=row.ended_at if row.outcome == "completed" else None)
-            if end is not None:
-                found.append(end - kill.at)
+    for kill, row in _hurt(attempts, kills):
+        later = [each.started_at for each in attempts if each.render_id == row.render_id and each.fence > row.fence]
+        end = min(later, default=row.ended_at if row.outcome == "completed" else None)
+        if end is not None:
+            found.append(end - kill.at)
     return found
 
 
@@ -272,8 +275,12 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def _is_held(row: AttemptRow, at: float) -> bool:
-    return row.started_at <= at and (row.ended_at is None or at < row.ended_at)
+def _hurt(attempts: Sequence[AttemptRow], kills: Sequence[Kill]) -> Iterator[tuple[Kill, AttemptRow]]:
+    """The attempts that were under way on lanes that were hurt."""
+    for kill in kills:
+        for row in attempts:
+            if row.lane == kill.lane and row.started_at <= kill.at and (row.ended_at is None or kill.at < row.ended_at):
+                yield kill, row
 
 
 def _jobs(history: History) -> dict[str, JobRow]:

@@ -7,7 +7,7 @@ PRESET ?= cpu
 SHELL := bash
 .SHELLFLAGS := -o pipefail -ec
 
-.PHONY: help setup demo test check test-gpu serve bench proof mini-refresh picture clean
+.PHONY: help setup demo test check test-gpu serve bench proof chaos mini-refresh picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ bench: $(STAMP)  ## measure, and write benchmarks/results/
 
 proof: $(STAMP)  ## slow proofs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+chaos: $(STAMP)  ## 90 s in which lanes and the store are killed and storage fails; then nothing may be lost (SEED=)
+	$(BIN)/python tests/chaos.py --seconds 90 $(if $(SEED),--seed $(SEED))
 
 mini-refresh: $(STAMP)  ## after new base weights: LoRA, card, result files, contact sheets, README picture (PRESET=cpu|gpu)
 	$(BIN)/python -m sakuga.training.mini cache --world fairy --preset $(PRESET)

@@ -50,10 +50,14 @@ def kill(owner_pid: int) -> None:
     os.kill(owner_pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def owner_pid(stores):
+def pid_of_owner() -> int:
     owner = ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE)
     return ray.get(owner.__ray_call__.remote(lambda self: os.getpid()))
+
+
+@pytest.fixture
+def owner_pid(stores):
+    return pid_of_owner()
 
 
 def test_an_owner_that_is_killed_comes_back_with_every_job(stores, owner_pid):
@@ -121,3 +125,18 @@ def wait_for(is_so, limit_s: float = 30.0) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_lanes_that_could_not_reach_the_owner_keep_their_renders(ray_cluster, tmp_path):
+    stores = connect(f"sqlite:///{tmp_path / 'jobs.sqlite'}", lease_s=3.0)
+    try:
+        job = stores.jobs.submit(JOB)
+        claim = stores.renders.claim(LANE)
+        pid = pid_of_owner()
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(max(0.0, claim.lease_until - time.time()))
+        kill(pid)
+        stores.renders.publish(claim, VIDEO)
+        assert stores.jobs.get("app", job.id).state == "completed"
+    finally:
+        ray.kill(ray.get_actor(store_actor.NAME, namespace=store_actor.NAMESPACE))

@@ -79,8 +79,8 @@ def test_a_preview_while_it_is_made(api, tenant, tmp_path):
     assert error_of(http.get(path))["code"] == "E_NOT_FOUND"
     (tmp_path / "preview").write_bytes(b"RIFF....WEBP")
     (tmp_path / "older").write_bytes(b"RIFF....OLD.")
-    api.objects.put(f"{claim.prefix}/preview-15.webp", tmp_path / "preview")
-    api.objects.put(f"{claim.prefix}/preview-9.webp", tmp_path / "older")
+    api.objects.put(f"{claim.passing}/preview-15.webp", tmp_path / "preview")
+    api.objects.put(f"{claim.passing}/preview-9.webp", tmp_path / "older")
     assert http.get(path).content == b"RIFF....WEBP"
     api.publish(claim)
 

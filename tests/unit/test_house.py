@@ -221,7 +221,7 @@ def test_cluster_file_fits_rays_schema():
 
 def test_make_targets_are_there():
     text = (ROOT / "Makefile").read_text()
-    for target in ["setup", "demo", "test", "check", "serve", "bench", "proof", "mini-refresh", "clean"]:
+    for target in ["setup", "demo", "test", "check", "serve", "bench", "proof", "chaos", "mini-refresh", "clean"]:
         assert re.search(rf"^{target}:", text, flags=re.MULTILINE), target
 
 

@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from sakuga.errors import ConflictError, LeaseLostError, NotFoundError, RecipeError
 from sakuga.jobstore import Artifact, Idempotency, Lane, NewJob
 from sakuga.jobstore.leases import AVOID_S, MAX_ATTEMPTS, MAX_LOST
-from sakuga.jobstore.schema import metadata
+from sakuga.jobstore.schema import metadata, renders
 
 JOB = NewJob(
     tenant="app", render_key="a" * 64, model="wan-mini", recipe={"prompt": "x"}, request={"prompt": "x"}, num_steps=20,
@@ -71,6 +72,28 @@ def test_a_cancelled_job_leaves_the_render_to_the_others(store, lanes):
     assert lanes.claim(OTHER) is None
     assert store.cancel("app", two.id).state == "cancelled", "once more changes nothing"
     assert kinds(store, two) == ["queued", "running", "step", "cancelled"]
+
+
+def test_a_lane_that_is_lost_with_a_render_that_nobody_wants_is_counted_all_the_same(store, lanes):
+    job = store.submit(JOB)
+    claim = lanes.claim(LANE)
+    store.cancel("app", job.id)
+    lanes.lost(claim, "a rank died")
+    with store.database.reading() as connection:
+        (render,) = connection.execute(select(renders)).all()
+    assert (render.state, render.num_lost) == ("cancelled", 1)
+
+
+def test_while_the_store_was_away_no_lease_has_ended(store, lanes, clock):
+    job = store.submit(JOB)
+    claim = lanes.claim(LANE)
+    clock.now += 1000
+    lanes.renew_all()
+    assert lanes.reap() == 0
+    assert lanes.heartbeat(claim, 3).cancel is False
+    clock.now += 1000
+    assert lanes.reap() == 1, "a lane that is still silent then is lost"
+    assert store.get("app", job.id).state == "queued"
 
 
 def test_a_render_that_is_wanted_again_while_it_is_being_cancelled(store, lanes):

@@ -10,9 +10,10 @@ import pytest
 
 from sakuga.engine import LocalEngine
 from sakuga.engine.driven import EngineSession
-from sakuga.errors import DiskFullError, MemoryLimitError
+from sakuga.errors import DiskFullError, MemoryLimitError, StorageError
 from sakuga.farm.lane import PARKED_S, LaneWork, Outcome
 from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
+from sakuga.jobstore.ending import STALE_S
 from sakuga.jobstore.leases import MAX_ATTEMPTS, MAX_LOST
 from sakuga.recipe import ImageRef, RenderRecipe
 from sakuga.storage.objects import FolderObjects
@@ -245,6 +246,24 @@ def test_the_lease_lives_through_a_stage_that_is_longer_than_it(farm, engine, mo
     assert farm.lane(1, heartbeat_s=0.1).run_one() is Outcome.COMPLETED
 
 
+def test_steps_are_told_in_their_order(farm, engine, monkeypatch):
+    """Also when the thread of heartbeats and the steps ask at the same moment."""
+    job, heartbeat, at_it, together = farm.submitted(), farm.renders.heartbeat, [], []
+
+    def slow(claim, step):
+        together.extend(at_it)
+        at_it.append(step)
+        time.sleep(0.05)
+        at_it.remove(step)
+        return heartbeat(claim, step)
+
+    monkeypatch.setattr(farm.renders, "heartbeat", slow)
+    assert farm.lane(1, heartbeat_s=0.001).run_one() is Outcome.COMPLETED
+    assert together == []
+    steps = [event.data["step"] for event in farm.store.events_after("app", job.id) if event.type == "step"]
+    assert len(steps) > 2 and steps == sorted(steps)
+
+
 class Faulty:
     """Storage that fails as often as told, for names that contain a word."""
 
@@ -299,6 +318,40 @@ def test_who_waits_can_see_how_far_it_is(farm, engine, monkeypatch):
     assert [Path(name).name for name in seen] == ["preview-4.webp"], "the last one only"
     assert not [name for name in farm.objects.names("app") if "preview" in name]
     assert farm.store.get("app", job.id).state == "completed"
+
+
+class Doubtful(Faulty):
+    """Storage that does what it is asked and then says that it did not."""
+
+    def put(self, name, path):
+        stored = self._objects.put(name, path)
+        if self.word in name and self.times:
+            self.times -= 1
+            raise StorageError(f"no answer about {name}")
+        return stored
+
+
+def test_snapshots_that_were_stored_against_all_appearance_go_too(farm, expected):
+    job = farm.submitted()
+    farm.objects = Doubtful(farm.objects, "snapshot", 100)
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert any("snapshot" in name for name in farm.objects.names("app"))
+    farm.clock.offset += 2 * STALE_S
+    for name in farm.store.garbage():
+        farm.objects.delete(name)
+    left = farm.objects.names("app")
+    assert left == farm.objects.names(farm.store.get("app", job.id).artifact.prefix), "the video and nothing else"
+
+
+def test_a_snapshot_that_cannot_be_removed_stops_nothing(farm, monkeypatch, expected):
+    job, begun = farm.submitted(), count_begins(monkeypatch)
+
+    def refused(prefix):
+        raise StorageError(f"{prefix} cannot be reached")
+
+    monkeypatch.setattr(farm.objects, "delete", refused)
+    assert farm.lane(1).run_one() is Outcome.COMPLETED
+    assert (farm.store.get("app", job.id).artifact.sha256, len(begun)) == (expected, 1)
 
 
 def test_a_render_that_does_not_fit_is_tried_on_a_smaller_plan_and_then_fails_with_advice(farm, engine, monkeypatch):

@@ -92,8 +92,8 @@ def _object_name(deps: ApiDeps, job: Job, variant: str) -> str:
 def _attempt_and_step(name: str) -> tuple[int, int]:
     """Of a preview: the newest attempt's last.
 
-    >>> _attempt_and_step("app/render_1f/2/preview-15.webp")
+    >>> _attempt_and_step("app/render_1f/2/passing/preview-15.webp")
     (2, 15)
     """
-    *_, fence, file = name.split("/")
+    *_, fence, _, file = name.split("/")
     return int(fence), int(file.removeprefix("preview-").removesuffix(".webp"))

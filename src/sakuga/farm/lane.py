@@ -88,6 +88,8 @@ class _Pulse:
     step: int
     progress_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default=0.0)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """To ask: of two heartbeats at once the one with the later step may arrive first."""
 
     def beat(self, step: int | None = None) -> None:
         self.step = self.step if step is None else step
@@ -115,6 +117,7 @@ class LaneWork:
     snapshot_s: float = SNAPSHOT_S
     preview_s: float = PREVIEW_S
     storage_patience_s: float = STORAGE_PATIENCE_S
+    parked_s: float = PARKED_S
     pulse: _Pulse | None = field(default=None, init=False)
     """Of the render under way."""
     _snapshot_key: str | None = field(default=None, init=False)
@@ -149,7 +152,7 @@ class LaneWork:
                 raise
             except (StorageError, OutputError) as error:
                 logger.warning("render=%s waits for storage: %s", claim.render_id, error)
-                self.renders.park(claim, error.message, PARKED_S)
+                self.renders.park(claim, error.message, self.parked_s)
                 outcome[:] = [Outcome.PARKED]
             except Exception as error:
                 if isinstance(error, THE_JOBS_OWN) and not isinstance(error, OF_STORAGE):
@@ -271,7 +274,8 @@ class LaneWork:
         """What the farm wants; nothing while the store cannot be asked, for as long as the lease lasts."""
         pulse.asked_at = time.monotonic()
         try:
-            return self.renders.heartbeat(claim, pulse.step)
+            with pulse.turn:
+                return self.renders.heartbeat(claim, pulse.step)
         except LeaseLostError:
             raise
         except Exception as error:  # noqa: BLE001  # of the database or on the way to it
@@ -286,7 +290,7 @@ class LaneWork:
         path = scratch / "snapshot"
         with self._timed("snapshot_s"):
             self.session.snapshot(at, path)
-            key = f"{claim.prefix}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
+            key = f"{claim.passing}/{SNAPSHOT}{at.step}-{secrets.token_hex(4)}.safetensors"
             try:
                 self.objects.put(key, path)
             except (StorageError, OutputError) as error:
@@ -296,11 +300,14 @@ class LaneWork:
         self._snapshot_key = key
         before = self.renders.saved(claim, key, at.step)
         if before not in (None, key):
-            self.objects.delete(before)
+            try:
+                self.objects.delete(before)
+            except (StorageError, OutputError) as error:
+                logger.warning("render=%s leaves a snapshot behind: %s", claim.render_id, error)
 
     def _show(self, claim: Claim, at: Progress, scratch: Path) -> None:
         """A picture of how far the render is, for those who wait; without one nothing is lost."""
-        path, key = scratch / "preview.webp", f"{claim.prefix}/{PREVIEW}{at.step}.webp"
+        path, key = scratch / "preview.webp", f"{claim.passing}/{PREVIEW}{at.step}.webp"
         try:
             if not self.session.preview(at, path):
                 return

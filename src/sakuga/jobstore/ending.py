@@ -23,7 +23,7 @@ from sakuga.jobstore.schema import (
     renders,
     webhooks_off,
 )
-from sakuga.jobstore.values import attempt_prefix, render_prefix
+from sakuga.jobstore.values import attempt_prefix, passing_prefix, render_prefix
 
 STALE_S = 3600.0
 """After which a lane that was given up for lost has stopped writing."""
@@ -70,8 +70,9 @@ def end_render(connection: Connection, row: Row, state: str, now: float, **value
     """For good; what its attempts left in storage goes, once more when no lane can be writing there any more."""
     ended = {"state": state, "rest_s": 0.0, "snapshot_key": None} | values
     connection.execute(update(renders).where(renders.c.id == row.id).values(**ended))
-    fences = range(1, row.fence + (state != COMPLETED))
-    throw_away(connection, [attempt_prefix(row.tenant, row.id, fence) for fence in fences], now + STALE_S)
+    of_attempts = [attempt_prefix(row.tenant, row.id, fence) for fence in range(1, row.fence + (state != COMPLETED))]
+    of_video = [passing_prefix(row.tenant, row.id, row.fence)] if state == COMPLETED else []
+    throw_away(connection, of_attempts + of_video, now + STALE_S)
     throw_away(connection, [] if row.snapshot_key is None else [row.snapshot_key], now)
     throw_away(connection, [render_prefix(row.tenant, row.id)] if state == CANCELLED and row.fence else [], now)
 

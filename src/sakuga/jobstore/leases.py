@@ -226,7 +226,7 @@ class LeasedRenders:
         self, connection: Connection, row: Row, now: float, told: Mapping[str, object], **values: object
     ) -> None:
         if row.must_cancel:
-            end_render(connection, row, CANCELLED, now)
+            end_render(connection, row, CANCELLED, now, **values)
         else:
             _requeue(connection, row, now, told, **values)
 

@@ -114,6 +114,11 @@ class Claim:
         """In storage, of everything that this attempt writes; removed when another attempt makes the video."""
         return attempt_prefix(self.tenant, self.render_id, self.fence)
 
+    @property
+    def passing(self) -> str:
+        """In storage, of what ends with the attempt, its snapshots and previews; removed also when it made the video."""
+        return passing_prefix(self.tenant, self.render_id, self.fence)
+
 
 def render_prefix(tenant: str, render_id: str) -> str:
     """In storage, of everything that is made for a render."""
@@ -122,6 +127,10 @@ def render_prefix(tenant: str, render_id: str) -> str:
 
 def attempt_prefix(tenant: str, render_id: str, fence: int) -> str:
     return f"{render_prefix(tenant, render_id)}/{fence}"
+
+
+def passing_prefix(tenant: str, render_id: str, fence: int) -> str:
+    return f"{attempt_prefix(tenant, render_id, fence)}/passing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

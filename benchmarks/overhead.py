@@ -23,7 +23,6 @@ from openai import OpenAI
 
 from sakuga.cli.client import Farm
 from sakuga.farm.local_farm import TENANT, LocalFarm, farm_args
-from sakuga.farm.store_actor import connect
 from sakuga.jobstore import NewJob
 
 CONFIG = {"pools": [{"model": "wan-mini"}]}
@@ -41,7 +40,7 @@ def one_job(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
 
 def fill(data: Path, count: int) -> None:
     """Jobs that wait: of another tenant, batch class, never reached while the benchmark runs."""
-    jobs = connect(farm_args(CONFIG, data, "").store).jobs
+    jobs = farm_args(CONFIG, data, "").stores().jobs
     for number in range(count):
         jobs.submit(
             NewJob(

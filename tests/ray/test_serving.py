@@ -31,11 +31,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def farm(data):
-    import ray
-
-    if ray.is_initialized():  # by the tests before; Serve needs its own
-        ray.shutdown()
+def farm(data, ray_cluster):
     with LocalFarm.start(CONFIG, data, port=free_ports(1)[0], dashboard=False) as farm:
         yield farm
 

@@ -21,10 +21,10 @@ from ray import serve
 
 from sakuga import settings
 from sakuga.errors import AuthError, BusyError, ClusterError, InputError, SettingsError
+from sakuga.farm import store_actor
 from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 from sakuga.farm.pools import FarmArgs
 from sakuga.farm.serving import APP_NAME, build
-from sakuga.farm.store_actor import connect
 
 TENANT = "default"
 KEY_FILE = "api-key"
@@ -66,14 +66,8 @@ class LocalFarm:
         data.mkdir(parents=True, exist_ok=True)
         farm = farm_args(config, data, f"http://127.0.0.1:{port}/metrics")
         settings.set_for_libraries(RAY_ENVIRONMENT | SERVE_ENVIRONMENT)
-        context = ray.init(
-            address=address or "local",
-            include_dashboard=dashboard if address is None else None,
-            num_cpus=max(LOGICAL_CPUS, 2 * (os.cpu_count() or 1)) if address is None else None,
-            object_store_memory=OBJECT_STORE_BYTES if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        is_ours = not ray.is_initialized()
+        shown = _init_ray(address, dashboard=dashboard) if is_ours else None
         try:
             serve.start(
                 http_options={"host": host, "port": port},
@@ -85,12 +79,29 @@ class LocalFarm:
             yield cls(
                 url=url,
                 api_key=_api_key(farm, data / KEY_FILE),
-                dashboard_url=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+                dashboard_url=f"http://{shown}" if shown else None,
             )
         finally:
             with contextlib.suppress(KeyboardInterrupt):
                 serve.shutdown()
-            ray.shutdown()
+            store_actor.end()
+            if is_ours:
+                ray.shutdown()
+
+
+def _init_ray(address: str | None, *, dashboard: bool) -> str | None:
+    """Join a cluster, or start one on this machine that ends with this process; where its dashboard is."""
+    if address is not None:
+        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
+    context = ray.init(
+        address="local",
+        include_dashboard=dashboard,
+        num_cpus=max(LOGICAL_CPUS, 2 * (os.cpu_count() or 1)),
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    return context.dashboard_url if dashboard else None
 
 
 def farm_args(config: Mapping[str, object], data: Path, metrics_url: str) -> FarmArgs:
@@ -113,7 +124,7 @@ def farm_args(config: Mapping[str, object], data: Path, metrics_url: str) -> Far
 
 def _api_key(farm: FarmArgs, path: Path) -> str:
     """The key of the first start, for as long as it opens the farm; else a new one."""
-    keys = connect(farm.store).keys
+    keys = farm.stores().keys
     with contextlib.suppress(OSError, AuthError):
         known = path.read_text().strip()
         keys.authenticate(known)

@@ -4,7 +4,6 @@ A pool is all lanes of one model. The same text stands in `serve/*.yaml` and in 
 Run: pytest tests/unit/test_pools.py
 """
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +13,8 @@ from sakuga.cost import DeviceSpec, find_device
 from sakuga.errors import InputError
 from sakuga.farm.bundles import LanePlacement, lane_placement
 from sakuga.farm.ranks import RankSpec
+from sakuga.farm.store_actor import connect
+from sakuga.jobstore import Stores
 from sakuga.parallel.plan import ParallelPlan
 from sakuga.wan.catalogue import card
 from sakuga.wan.memory import MemoryPlan
@@ -145,9 +146,14 @@ class FarmArgs(Strict):
     api: ApiSettings = ApiSettings()
     metrics_url: str = "http://127.0.0.1:8000/metrics"
     """Where the autoscaling policy reads how much is queued."""
+    trusted_origins: tuple[str, ...] = ()
+    """Where webhooks may go although it is not public, such as http://app.internal:8080."""
     lease_s: Annotated[float, Field(gt=0)] = 30.0
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
-    log_dir: Path | None = None
+
+    def stores(self) -> Stores:
+        """The job store of this cluster."""
+        return connect(self.store, lease_s=self.lease_s, retention_s=self.retention_s, objects=self.objects)
 
     @model_validator(mode="after")
     def _one_pool_a_model(self) -> "FarmArgs":

@@ -25,7 +25,6 @@ from sakuga.farm.metrics import LaneMetrics
 from sakuga.farm.pools import FarmArgs, PoolArgs
 from sakuga.farm.ranks import RankSet
 from sakuga.farm.stages import SplitSession
-from sakuga.farm.store_actor import connect
 from sakuga.jobstore import Lane
 from sakuga.storage.objects import open_objects
 
@@ -65,7 +64,7 @@ class LaneReplica:
             session = SplitSession(session, encoder=encoder, decoder=decoder)
         self._work = LaneWork(
             lane=Lane(name=self._name, models=(pool.model,), loaded=frozenset((pool.model,))),
-            renders=connect(farm.store, lease_s=farm.lease_s).renders,
+            renders=farm.stores().renders,
             objects=open_objects(farm.objects),
             session=session,
             should_close=self._closing.is_set,

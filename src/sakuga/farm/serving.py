@@ -13,13 +13,14 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from sakuga.api import ApiDeps, create_app
+from sakuga.api.guarded import AddressGuard
+from sakuga.api.webhooks import WebhookSender
 from sakuga.cost import DeviceSpec
 from sakuga.farm.autoscaling import BacklogPolicy
 from sakuga.farm.bundles import lane_placement
 from sakuga.farm.pools import FarmArgs, PoolArgs, StageArgs
 from sakuga.farm.replica import LANE_GRACE_S, LaneReplica
 from sakuga.farm.stages import StageReplica
-from sakuga.farm.store_actor import connect
 from sakuga.parallel.plan import ParallelPlan
 from sakuga.storage.objects import open_objects
 
@@ -43,22 +44,30 @@ def build(args: FarmArgs) -> serve.Application:
 
 
 class Api:
-    """The HTTP side. Holds the lanes' handles, which makes them part of the application."""
+    """The HTTP side, and the sender of webhooks. Holds the lanes' handles, which makes them part of the application."""
 
     def __init__(self, farm: FarmArgs, lanes: dict[str, DeploymentHandle]) -> None:
         self._farm, self._lanes = farm, lanes
+        self._stores, self._guard = farm.stores(), AddressGuard(trusted_origins=farm.trusted_origins)
+        self._sender = WebhookSender(self._stores.webhooks, self._guard)
+        self._sender.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         farm, here = self._farm, DeviceSpec.here()
         return create_app(
             ApiDeps(
-                stores=connect(farm.store, lease_s=farm.lease_s),
+                stores=self._stores,
                 objects=open_objects(farm.objects),
                 models={pool.model: pool.served(here) for pool in farm.pools},
+                guard=self._guard,
                 settings=farm.api,
                 scratch=Path(tempfile.mkdtemp(prefix="sakuga-api-")),
             )
         )
+
+    def __del__(self) -> None:
+        if hasattr(self, "_sender"):
+            self._sender.stop()
 
 
 def _lanes(farm: FarmArgs, pool: PoolArgs) -> serve.Application:

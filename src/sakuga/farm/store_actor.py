@@ -5,6 +5,7 @@ more what bears a second time: a submission by its idempotency key, a publicatio
 store's keeper. PostgreSQL needs no owner.     Run: pytest tests/ray/test_store_actor.py
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -127,13 +128,22 @@ def connect(url: str, *, lease_s: float = 30.0, retention_s: float | None = None
     """The stores of this cluster, by their one owner for SQLite and directly for PostgreSQL.
 
     The owner is started by whoever comes first, with what that one gives: `retention_s` and `objects`, the address of
-    the storage that is cleared of what nobody needs. With PostgreSQL a `Keeper` has to be run somewhere.
+    the storage that is cleared of what nobody needs. PostgreSQL needs no owner; the actor only keeps the store there.
     """
-    if not url.startswith("sqlite"):
-        return open_stores(url, lease_s=lease_s, retention_s=retention_s)
-    url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).resolve()}"
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the file is
+    is_file = url.startswith("sqlite")
+    here = None
+    if is_file:
+        url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).resolve()}"
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where the file is
     actor = ray.remote(concurrency_groups={WAITING: NUM_WAITING})(StoreOwner)  # ty: ignore[no-matching-overload]
     started = actor.options(**OPTIONS, scheduling_strategy=here)
     owner = cast("ray.actor.ActorHandle", started.remote(url, lease_s, retention_s, objects))
+    if not is_file:
+        return open_stores(url, lease_s=lease_s, retention_s=retention_s)
     return Stores(**{side.name: _Remote(owner, side.name) for side in fields(Stores)})  # ty: ignore  # they act alike
+
+
+def end() -> None:
+    """End this cluster's owner, if it has one; what was acknowledged is on disk."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))

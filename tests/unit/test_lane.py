@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from lane_farm import Clock, LaneFarm, after_the_claim, during_step, recipe_for, submit, undisturbed
 from sakuga.engine import LocalEngine
 from sakuga.engine.driven import EngineSession
-from sakuga.errors import DiskFullError, MemoryLimitError, StorageError
-from sakuga.farm.lane import PARKED_S, LaneWork, Outcome
-from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
-from sakuga.jobstore.ending import STALE_S
-from sakuga.jobstore.leases import MAX_ATTEMPTS, MAX_LOST
-from sakuga.recipe import ImageRef, RenderRecipe
+from sakuga.errors import MemoryLimitError
+from sakuga.farm.lane import LaneWork, Outcome
+from sakuga.jobstore import JobStore, Lane, LeasedRenders, open_database
+from sakuga.jobstore.leases import MAX_ATTEMPTS
 from sakuga.storage.objects import FolderObjects
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -28,85 +25,16 @@ def engine():
     return LocalEngine.load("wan-mini")
 
 
-def recipe_for(engine, seed: int = 1) -> RenderRecipe:
-    return RenderRecipe(
-        model="wan-mini", weights_sha256=engine.model.weights_sha256, prompt="A dancer.", width=32, height=32,
-        num_frames=5, num_inference_steps=NUM_STEPS, seed=seed,
-    )  # fmt: skip
-
-
-def submit(store, recipe: RenderRecipe, **fields):
-    return store.submit(
-        NewJob(
-            tenant="app", render_key=recipe.render_key, model=recipe.model, recipe=recipe.as_dict(), request={},
-            num_steps=recipe.num_inference_steps, work_s=1.0, **fields,
-        )
-    )  # fmt: skip
-
-
-def after_the_claim():
-    """A lane that is told to close when it has a render."""
-    answers = iter([False])
-    return lambda: next(answers, True)
-
-
-class Clock:
-    offset = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.offset
-
-
 @pytest.fixture
 def farm(tmp_path, engine):
-    """A store, objects, and lanes by number."""
-
-    class Farm:
-        clock = Clock()
-        store = JobStore(open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}"), clock)
-        renders = LeasedRenders(store)
-        objects = FolderObjects(tmp_path / "objects")
-        recipe = recipe_for(engine)
-
-        def lane(self, number: int, **fields) -> LaneWork:
-            return LaneWork(
-                lane=Lane(name=f"lane-{number}", models=("wan-mini",)),
-                renders=self.renders,
-                objects=self.objects,
-                session=EngineSession(lambda precision, execution: engine),
-                **({"snapshot_steps": 2, "snapshot_s": 0, "orders_s": 0} | fields),
-            )
-
-        def submitted(self):
-            return submit(self.store, self.recipe)
-
-    yield Farm()
-    Farm.store.engine.dispose()
+    farm = LaneFarm(tmp_path, engine)
+    yield farm
+    farm.store.engine.dispose()
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, engine):
-    """sha256 of the video that nobody interrupted."""
-    from sakuga.engine import write_render
-    from sakuga.media.files import sha256_of
-
-    folder = tmp_path_factory.mktemp("expected")
-    recipe = recipe_for(engine)
-    video = engine.render(recipe)
-    return sha256_of(write_render(video, engine.receipt(recipe, video), folder, "video").video)
-
-
-def during_step(monkeypatch, engine, number: int, act):
-    """`act` in the middle of that step, once."""
-    step, done = LocalEngine.step, []
-
-    def acting(self, state):
-        if state.step == number and not done:
-            done.append(number)
-            act()
-        return step(self, state)
-
-    monkeypatch.setattr(LocalEngine, "step", acting)
+    return undisturbed(tmp_path_factory.mktemp("expected"), engine)
 
 
 def test_a_render_is_published_whole(farm, expected):
@@ -222,16 +150,6 @@ def test_a_lane_that_was_overtaken_publishes_nothing(farm, engine, monkeypatch, 
     assert not [name for name in farm.objects.names(f"app/{job.render_id}/1") if "video" in name]
 
 
-def test_a_snapshot_that_is_damaged_means_from_the_beginning(farm, expected):
-    job = farm.submitted()
-    assert farm.lane(1, should_close=after_the_claim()).run_one() is Outcome.YIELDED
-    (snapshot,) = farm.objects.names("app")
-    path = farm.objects.root / snapshot
-    path.write_bytes(path.read_bytes()[:1000])
-    assert farm.lane(2).run_one() is Outcome.COMPLETED
-    assert farm.store.get("app", job.id).artifact.sha256 == expected
-
-
 def test_the_lease_lives_through_a_stage_that_is_longer_than_it(farm, engine, monkeypatch):
     farm.renders = LeasedRenders(farm.store, lease_s=0.5)
     farm.submitted()
@@ -264,53 +182,6 @@ def test_steps_are_told_in_their_order(farm, engine, monkeypatch):
     assert len(steps) > 2 and steps == sorted(steps)
 
 
-class Faulty:
-    """Storage that fails as often as told, for names that contain a word."""
-
-    def __init__(self, objects, word: str, times: int) -> None:
-        self._objects, self.word, self.times = objects, word, times
-
-    def __getattr__(self, name):
-        return getattr(self._objects, name)
-
-    def put(self, name, path):
-        if self.word in name and self.times:
-            self.times -= 1
-            raise DiskFullError(f"no space for {name}")
-        return self._objects.put(name, path)
-
-
-def count_begins(monkeypatch):
-    begin, begun = EngineSession.begin, []
-    monkeypatch.setattr(EngineSession, "begin", lambda *args: begun.append(1) or begin(*args))
-    return begun
-
-
-def test_a_finished_video_waits_for_storage_and_is_not_rendered_again(farm, monkeypatch, expected):
-    job, begun = farm.submitted(), count_begins(monkeypatch)
-    farm.objects = Faulty(farm.objects, "video.mp4", 1)
-    assert farm.lane(1).run_one() is Outcome.COMPLETED
-    assert (farm.store.get("app", job.id).artifact.sha256, len(begun)) == (expected, 1)
-
-
-def test_without_storage_a_job_waits_and_pays_nothing(farm, expected):
-    job = farm.submitted()
-    farm.objects = Faulty(farm.objects, "video.mp4", MAX_LOST + 1)
-    for _ in range(MAX_LOST + 1):
-        assert farm.lane(1, storage_patience_s=0).run_one() is Outcome.PARKED
-        assert farm.lane(1).run_one() is None, "for a while"
-        farm.clock.offset += 2 * PARKED_S
-    assert farm.lane(1).run_one() is Outcome.COMPLETED
-    assert farm.store.get("app", job.id).artifact.sha256 == expected
-
-
-def test_a_snapshot_that_cannot_be_stored_stops_nothing(farm, expected):
-    job = farm.submitted()
-    farm.objects = Faulty(farm.objects, "snapshot", 100)
-    assert farm.lane(1).run_one() is Outcome.COMPLETED
-    assert farm.store.get("app", job.id).artifact.sha256 == expected
-
-
 def test_who_waits_can_see_how_far_it_is(farm, engine, monkeypatch):
     job, seen = farm.submitted(), []
     during_step(monkeypatch, engine, 4, lambda: seen.extend(farm.objects.names("app")))
@@ -318,40 +189,6 @@ def test_who_waits_can_see_how_far_it_is(farm, engine, monkeypatch):
     assert [Path(name).name for name in seen] == ["preview-4.webp"], "the last one only"
     assert not [name for name in farm.objects.names("app") if "preview" in name]
     assert farm.store.get("app", job.id).state == "completed"
-
-
-class Doubtful(Faulty):
-    """Storage that does what it is asked and then says that it did not."""
-
-    def put(self, name, path):
-        stored = self._objects.put(name, path)
-        if self.word in name and self.times:
-            self.times -= 1
-            raise StorageError(f"no answer about {name}")
-        return stored
-
-
-def test_snapshots_that_were_stored_against_all_appearance_go_too(farm, expected):
-    job = farm.submitted()
-    farm.objects = Doubtful(farm.objects, "snapshot", 100)
-    assert farm.lane(1).run_one() is Outcome.COMPLETED
-    assert any("snapshot" in name for name in farm.objects.names("app"))
-    farm.clock.offset += 2 * STALE_S
-    for name in farm.store.garbage():
-        farm.objects.delete(name)
-    left = farm.objects.names("app")
-    assert left == farm.objects.names(farm.store.get("app", job.id).artifact.prefix), "the video and nothing else"
-
-
-def test_a_snapshot_that_cannot_be_removed_stops_nothing(farm, monkeypatch, expected):
-    job, begun = farm.submitted(), count_begins(monkeypatch)
-
-    def refused(prefix):
-        raise StorageError(f"{prefix} cannot be reached")
-
-    monkeypatch.setattr(farm.objects, "delete", refused)
-    assert farm.lane(1).run_one() is Outcome.COMPLETED
-    assert (farm.store.get("app", job.id).artifact.sha256, len(begun)) == (expected, 1)
 
 
 def test_a_render_that_does_not_fit_is_tried_on_a_smaller_plan_and_then_fails_with_advice(farm, engine, monkeypatch):
@@ -369,26 +206,6 @@ def test_a_render_that_does_not_fit_is_tried_on_a_smaller_plan_and_then_fails_wi
 
 def out_of_memory():
     raise MemoryLimitError("a step needs 90 GB, 80 are there; take --memory components")
-
-
-def test_inputs_come_from_storage_and_must_be_those_of_the_recipe(farm, engine, tmp_path):
-    from PIL import Image
-
-    from sakuga.media import image_sha256
-
-    path = tmp_path / "photo.png"
-    picture = Image.new("RGB", (32, 32), (200, 120, 40))
-    picture.save(path)
-    farm.objects.put("app/uploads/1/input_image.png", path)
-    recipe = replace(farm.recipe, images=(ImageRef(role="input_image", sha256=image_sha256(picture)),))
-    wrong = replace(farm.recipe, images=(ImageRef(role="input_image", sha256="0" * 64),))
-    inputs = {"input_image": "app/uploads/1/input_image.png"}
-    job, other = (submit(farm.store, each, inputs=inputs) for each in (recipe, wrong))
-    lane = farm.lane(1)
-    while lane.run_one() is not None:
-        pass
-    assert farm.store.get("app", job.id).state == "completed"
-    assert farm.store.get("app", other.id).error_code == "E_IMAGE"
 
 
 def test_a_lane_that_is_killed_in_a_step_loses_nothing(tmp_path, engine, expected):

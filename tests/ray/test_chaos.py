@@ -25,5 +25,5 @@ def test_whatever_dies_no_job_is_lost_and_none_is_published_twice(ray_cluster, t
     print(asdict(figures))
     assert figures.violations == []
     assert (figures.lost, figures.published_twice) == (0, 0)
-    assert figures.ended["completed"] > 0 and figures.renders < figures.jobs, "some share a render"
+    assert figures.ended["completed"] > 0
     assert set(figures.kills) == {"kill_lane", "stop_lane", "kill_owner", "cut_upload"}

@@ -1,22 +1,20 @@
-"""A store, storage and lanes on Wan-mini, for tests of what a lane does."""
+"""A farm without Ray for tests of lanes: a store with a clock of its own, a folder, and lanes with Wan-mini.
+
+Run: pytest tests/unit/test_lane.py
+"""
 
 import time
+from pathlib import Path
 
-import pytest
-
-from sakuga.engine import LocalEngine
+from sakuga.engine import LocalEngine, write_render
 from sakuga.engine.driven import EngineSession
 from sakuga.farm.lane import LaneWork
-from sakuga.jobstore import JobStore, Lane, LeasedRenders, NewJob, open_database
+from sakuga.jobstore import Job, JobStore, Lane, LeasedRenders, NewJob, open_database
+from sakuga.media.files import sha256_of
 from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import FolderObjects
 
 NUM_STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return LocalEngine.load("wan-mini")
 
 
 def recipe_for(engine, seed: int = 1) -> RenderRecipe:
@@ -48,40 +46,29 @@ class Clock:
         return time.time() + self.offset
 
 
-@pytest.fixture
-def farm(tmp_path, engine):
+class LaneFarm:
     """A store, objects, and lanes by number."""
 
-    class Farm:
-        clock = Clock()
-        store = JobStore(open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}"), clock)
-        renders = LeasedRenders(store)
-        objects = FolderObjects(tmp_path / "objects")
-        recipe = recipe_for(engine)
+    def __init__(self, folder: Path, engine: LocalEngine) -> None:
+        self.clock, self.engine, self.recipe = Clock(), engine, recipe_for(engine)
+        self.store = JobStore(open_database(f"sqlite:///{folder / 'jobs.sqlite'}"), self.clock)
+        self.renders, self.objects = LeasedRenders(self.store), FolderObjects(folder / "objects")
 
-        def lane(self, number: int, **fields) -> LaneWork:
-            return LaneWork(
-                lane=Lane(name=f"lane-{number}", models=("wan-mini",)),
-                renders=self.renders,
-                objects=self.objects,
-                session=EngineSession(lambda precision, execution: engine),
-                **({"snapshot_steps": 2, "snapshot_s": 0, "orders_s": 0} | fields),
-            )
+    def lane(self, number: int, **fields) -> LaneWork:
+        return LaneWork(
+            lane=Lane(name=f"lane-{number}", models=("wan-mini",)),
+            renders=self.renders,
+            objects=self.objects,
+            session=EngineSession(lambda precision, execution: self.engine),
+            **({"snapshot_steps": 2, "snapshot_s": 0, "orders_s": 0} | fields),
+        )
 
-        def submitted(self):
-            return submit(self.store, self.recipe)
-
-    yield Farm()
-    Farm.store.engine.dispose()
+    def submitted(self) -> Job:
+        return submit(self.store, self.recipe)
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory, engine):
+def undisturbed(folder: Path, engine: LocalEngine) -> str:
     """sha256 of the video that nobody interrupted."""
-    from sakuga.engine import write_render
-    from sakuga.media.files import sha256_of
-
-    folder = tmp_path_factory.mktemp("expected")
     recipe = recipe_for(engine)
     video = engine.render(recipe)
     return sha256_of(write_render(video, engine.receipt(recipe, video), folder, "video").video)

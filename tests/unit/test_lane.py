@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lane_farm import Clock, after_the_claim, during_step, engine, expected, farm, recipe_for, submit
+from lane_farm import Clock, LaneFarm, after_the_claim, during_step, recipe_for, submit, undisturbed
 from sakuga.engine import LocalEngine
 from sakuga.engine.driven import EngineSession
 from sakuga.errors import MemoryLimitError
@@ -18,6 +18,23 @@ from sakuga.jobstore.leases import MAX_ATTEMPTS
 from sakuga.storage.objects import FolderObjects
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return LocalEngine.load("wan-mini")
+
+
+@pytest.fixture
+def farm(tmp_path, engine):
+    farm = LaneFarm(tmp_path, engine)
+    yield farm
+    farm.store.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, engine):
+    return undisturbed(tmp_path_factory.mktemp("expected"), engine)
 
 
 def test_a_render_is_published_whole(farm, expected):

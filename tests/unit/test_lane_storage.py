@@ -1,10 +1,11 @@
-"""A lane between storage and a render: what cannot be written waits, what cannot be read is told."""
+"""A lane and its storage: what fails there costs a job time and nothing else, and nothing stays behind."""
 
 from dataclasses import replace
 
 import pytest
 
-from lane_farm import after_the_claim, engine, expected, farm, submit
+from lane_farm import LaneFarm, after_the_claim, submit, undisturbed
+from sakuga.engine import LocalEngine
 from sakuga.engine.driven import EngineSession
 from sakuga.errors import DiskFullError, StorageError
 from sakuga.farm.lane import PARKED_S, Outcome
@@ -13,6 +14,23 @@ from sakuga.jobstore.leases import MAX_LOST
 from sakuga.recipe import ImageRef
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return LocalEngine.load("wan-mini")
+
+
+@pytest.fixture
+def farm(tmp_path, engine):
+    farm = LaneFarm(tmp_path, engine)
+    yield farm
+    farm.store.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, engine):
+    return undisturbed(tmp_path_factory.mktemp("expected"), engine)
 
 
 def test_a_snapshot_that_is_damaged_means_from_the_beginning(farm, expected):

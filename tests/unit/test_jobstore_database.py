@@ -1,6 +1,7 @@
 """The database below the job store: its owner, its clock, its errors, and what is left after a kill -9."""
 
 import multiprocessing
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from sakuga.errors import BusyError, LeaseLostError, StoreError
-from sakuga.jobstore import JobStore, Lane, NewJob, open_database, stores_on
+from sakuga.jobstore import JobStore, Lane, NewJob, open_database, open_stores, stores_on
 from sakuga.jobstore.database import Database
 
 JOB = NewJob(
@@ -112,3 +113,37 @@ def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path):
 def _submit_and_wait(path: str, pipe) -> None:
     pipe.send(JobStore(open_database(f"sqlite:///{path}")).submit(JOB).id)
     pipe.recv()
+
+
+def test_nothing_that_is_asked_all_the_time_looks_at_every_row(tmp_path):
+    """SQLite's own plans: queues are read from their indexes, and jobs that have ended cost nothing."""
+    stores = open_stores(f"sqlite:///{tmp_path / 'jobs.sqlite'}", retention_s=1000.0)
+    engine, asked = stores.jobs.engine, []
+    job = stores.jobs.submit(replace(JOB, priority="batch"))
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
+    claim = stores.renders.claim(LANE)
+    stores.jobs.submit(replace(JOB, render_key="c" * 64, priority="interactive"))
+    stores.renders.heartbeat(claim, 1)
+    stores.renders.preempt(after_s=-1.0)
+    stores.renders.released(claim)
+    stores.renders.preempt(after_s=-1.0)
+    stores.renders.reap()
+    stores.jobs.place("app", job.id)
+    stores.jobs.events_after("app", job.id)
+    for look in (
+        stores.jobs.backlog,
+        stores.jobs.num_queued,
+        stores.jobs.garbage,
+        stores.jobs.expire,
+        stores.webhooks.due,
+    ):
+        look()
+    stores.jobs.in_flight_s("app")
+    scan = re.compile(r"SCAN (renders|jobs|events|attempts|artifacts|render_inputs)\b(?! USING .*INDEX ix_renders_)")
+    with engine.begin() as connection:
+        for statement, parameters in asked:
+            if not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
+                continue
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            assert not [row for row in plan if scan.search(row[3])], statement
+    engine.dispose()

@@ -3,7 +3,7 @@
 import doctest
 from dataclasses import replace
 
-from sakuga.jobstore import queue
+from sakuga.jobstore import ids, queue
 from sakuga.jobstore.queue import MAX_WAIT_S, Candidate, choose
 from sakuga.jobstore.schema import NEVER
 
@@ -14,7 +14,8 @@ NOTHING = frozenset()
 
 
 def test_the_examples_of_the_module():
-    assert doctest.testmod(queue).failed == 0
+    for module in (queue, ids):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_nothing_waits():

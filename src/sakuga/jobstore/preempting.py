@@ -5,6 +5,7 @@ A lane that is asked stops at its next step, saves, and claims again.
 Run: pytest tests/unit/test_jobstore_preempt.py
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from sqlalchemy import Connection, Row, exists, func, select
@@ -32,7 +33,7 @@ def to_ask(connection: Connection, now: float, after_s: float, *, lock: bool = F
     if all(row.must_yield for row in running):
         return []
     waiting = _num_waiting(connection, sorted({row.model for row in running}), now - after_s, now)
-    freed = _num_freed(connection, list(waiting), now) if waiting else {}
+    freed = _num_freed(connection, now) if waiting else {}
     return [
         render_id
         for model, number in waiting.items()
@@ -47,19 +48,15 @@ def _num_waiting(connection: Connection, models: list[str], since: float, now: f
     return dict(connection.execute(wanted.group_by(renders.c.model)).all())
 
 
-def _num_freed(connection: Connection, models: list[str], now: float) -> Mapping[str, int]:
+def _num_freed(connection: Connection, now: float) -> Mapping[str, int]:
     """Lanes that have just made room and hold nothing yet, by model."""
     holder = renders.alias()
     is_busy = exists().where(in_state(RUNNING, holder), holder.c.lane == attempts.c.lane)
-    wanted = (
-        select(renders.c.model, func.count(attempts.c.lane.distinct()))
-        .join(renders, renders.c.id == attempts.c.render_id)
-        .where(
-            attempts.c.ended_at > now - FREED_S, attempts.c.outcome == YIELDED, renders.c.model.in_(models), ~is_busy
-        )
-        .group_by(renders.c.model)
-    )
-    return dict(connection.execute(wanted).all())
+    # No join: SQLite would look at every render to find those of the last seconds' attempts.
+    model = select(renders.c.model).where(renders.c.id == attempts.c.render_id).scalar_subquery()
+    wanted = select(model, attempts.c.lane).distinct()
+    wanted = wanted.where(attempts.c.ended_at > now - FREED_S, attempts.c.outcome == YIELDED, ~is_busy)
+    return Counter(connection.execute(wanted).scalars())
 
 
 def _running(row: Row) -> Running:

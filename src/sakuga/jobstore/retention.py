@@ -79,6 +79,8 @@ def purge(connection: Connection, now: float, limit: int) -> None:
     for table in (attempts, render_inputs, artifacts):
         connection.execute(delete(table).where(table.c.render_id.in_(alone)))
     connection.execute(delete(renders).where(renders.c.id.in_(alone)))
+    empty = and_(batches.c.created_at <= old, ~exists().where(jobs.c.batch_id == batches.c.id))
+    connection.execute(delete(batches).where(empty))
 
 
 def due_garbage(connection: Connection, now: float, limit: int) -> list[str]:

@@ -116,7 +116,7 @@ class Claim:
 
     @property
     def passing(self) -> str:
-        """In storage, of what ends with the attempt, snapshots and previews; removed also when it made the video."""
+        """In storage, of what ends with the attempt: snapshots, previews; removed also when it made the video."""
         return passing_prefix(self.tenant, self.render_id, self.fence)
 
 

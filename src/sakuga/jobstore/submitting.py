@@ -24,6 +24,9 @@ from sakuga.jobstore.schema import (
 )
 from sakuga.jobstore.values import PRIORITIES, Idempotency, NewJob
 
+APART_S = 1e-6
+"""Between the renders of one submission, which are claimed by age."""
+
 
 def check_priority(priority: str) -> None:
     """Raises RecipeError."""
@@ -61,7 +64,11 @@ def insert_jobs(connection: Connection, tenant: str, new: Sequence[NewJob], now:
     for key, row in shared.items():
         _share(connection, row, by_key[key])
     render_of = {key: shared[key].id if key in shared else new_id("render") for key in by_key}
-    fresh = [_render(tenant, render_of[key], by_key[key], now) for key in sorted(by_key.keys() - shared.keys())]
+    # The long ones of a batch first: with the short ones last, all lanes end at about the same time.
+    longest_first = sorted(by_key.keys() - shared.keys(), key=lambda key: (-by_key[key][0].work_s, key))
+    fresh = [
+        _render(tenant, render_of[key], by_key[key], now + number * APART_S) for number, key in enumerate(longest_first)
+    ]
     if fresh:
         connection.execute(insert(renders), fresh)
     named = [(new_id("video"), job, _state(shared.get(job.render_key))) for job in new]

@@ -28,6 +28,8 @@ EVERY_S = 1.6
 """Between two disturbances, in the mean."""
 WEIGHTS = {"kill_lane": 6, "stop_lane": 4, "kill_owner": 2, **dict.fromkeys(STORAGE_FAULTS, 1)}
 START_LIMIT_S, END_LIMIT_S = 90.0, 30.0
+OWNER_REST_S = 3.0
+"""Between two kills of the owner: on a busy machine it would else be away for longer than its clients wait."""
 CUT_S = 6.0
 """A cut waits for the next upload."""
 
@@ -80,6 +82,7 @@ class Farm:
     processes: set[psutil.Process] = field(default_factory=set)
     owner: psutil.Process | None = None
     """None: it is coming back."""
+    owner_since: float = 0.0
     num_started: int = 0
     _owner_ref: "ray.ObjectRef | None" = None
 
@@ -151,12 +154,13 @@ class Farm:
             elif is_there(self._owner_ref):
                 ref, self._owner_ref = self._owner_ref, None
                 self.owner = psutil.Process(ray.get(ref))
+                self.owner_since = time.monotonic()
                 self.processes.add(self.owner)
         except (RayActorError, psutil.NoSuchProcess):  # that was the one before
             self._owner_ref = None
 
     def _kill_owner(self) -> Callable[[], None] | None:
-        if self.owner is None:
+        if self.owner is None or time.monotonic() - self.owner_since < OWNER_REST_S:
             return None
         self.owner.kill()
         self.kills.append(Kill(kind="kill_owner", at=time.time()))

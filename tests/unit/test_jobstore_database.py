@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from sakuga.errors import BusyError, LeaseLostError, StoreError
-from sakuga.jobstore import JobStore, Lane, NewJob, open_database, open_stores, stores_on
+from sakuga.jobstore import Idempotency, JobStore, Lane, NewJob, open_database, open_stores, stores_on
 from sakuga.jobstore.database import Database
 
 JOB = NewJob(
@@ -46,6 +47,13 @@ def test_a_database_that_cannot_be_used(tmp_path):
         open_database("postgresql://nobody@127.0.0.1:1/none")
 
 
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """A file stands where the folder should be; rights do not stop a test that runs as root."""
+    (tmp_path / "state").write_text("no folder")
+    with pytest.raises(StoreError, match=r"jobs.sqlite cannot be written: .*; give a folder of your own"):
+        open_database(f"sqlite:///{tmp_path / 'state' / 'jobs.sqlite'}")
+
+
 def test_a_full_disk_is_an_error_of_the_store_and_passes(tmp_path):
     engine = open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     stores = stores_on(engine)
@@ -66,6 +74,37 @@ def test_a_full_disk_is_an_error_of_the_store_and_passes(tmp_path):
     pages["max"] = 10**6
     engine.dispose()
     assert stores.jobs.submit(large).state == "queued"
+    engine.dispose()
+
+
+def test_what_is_acknowledged_is_flushed_to_disk(tmp_path):
+    """Power loss cannot be had here; that every connection asks for the flush can."""
+    engine = open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    database = Database(engine)
+    with database.reading() as one, database.reading() as two:
+        for connection in (one, two):
+            found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys")]
+            assert (found, connection.exec_driver_sql("PRAGMA journal_mode").scalar()) == ([2, 1], "wal")
+    engine.dispose()
+
+
+def test_a_commit_that_was_done_and_reported_as_failed_is_settled_by_the_key(tmp_path, monkeypatch):
+    """EIO of a disk: nobody knows which of the two it was; asked again, there is one job."""
+    engine = open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    store, key = JobStore(engine), Idempotency(owner="app", key="once", fingerprint="f" * 64)
+    commit, failed = engine.dialect.do_commit, []
+
+    def doubtful(connection):
+        commit(connection)
+        if not failed:
+            failed.append(connection)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(engine.dialect, "do_commit", doubtful)
+    with pytest.raises(StoreError, match="disk I/O error; look at its disk"):
+        store.submit(JOB, idempotency_key=key)
+    job = store.submit(JOB, idempotency_key=key)
+    assert [each.id for each in store.page("app")[0]] == [job.id]
     engine.dispose()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import time
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError
 from moto.server import ThreadedMotoServer
 
 from sakuga.errors import ConflictError, DiskFullError, InputError, NotFoundError, StorageError
-from sakuga.storage.objects import FolderObjects, S3Objects, check_name, client_config, open_objects
+from sakuga.storage.objects import MAX_TRIES, FolderObjects, S3Objects, check_name, client_config, open_objects
 
 DATA = b"a video" * 1000
 
@@ -165,6 +167,86 @@ def test_a_server_that_is_not_there(file):
     )  # fmt: skip
     with pytest.raises(StorageError, match="check the endpoint"):
         S3Objects(client, "bucket").put("a", file)
+
+
+class Troubled:
+    """A client with some calls that go wrong before they do anything."""
+
+    def __init__(self, client, call: str, errors: list[Exception], after: int = 0) -> None:
+        self._client, self._call, self._errors, self._after = client, call, errors, after
+
+    def __getattr__(self, name):
+        method = getattr(self._client, name)
+        if name != self._call:
+            return method
+
+        def troubled(**given):
+            self._after -= 1
+            if self._after < 0 and self._errors:
+                raise self._errors.pop(0)
+            return method(**given)
+
+        return troubled
+
+
+def answer(status: int, code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+CUT = ConnectionClosedError(endpoint_url="https://s3.example")
+
+
+@pytest.fixture
+def bucket(moto_url, monkeypatch):
+    monkeypatch.setattr("sakuga.storage.objects.time.sleep", lambda seconds: None)
+    client = client_of(moto_url)
+    name = f"troubled-{secrets.token_hex(4)}"
+    client.create_bucket(Bucket=name)
+    return client, name
+
+
+@pytest.mark.parametrize(
+    "error", [answer(500, "InternalError"), answer(503, "SlowDown"), answer(409, "ConditionalRequestConflict"), CUT]
+)
+def test_a_server_that_errs_is_asked_again_but_not_for_ever(bucket, file, error):
+    client, name = bucket
+    S3Objects(Troubled(client, "put_object", [error] * (MAX_TRIES - 1)), name).put("a", file)
+    with pytest.raises(StorageError):
+        S3Objects(Troubled(client, "put_object", [error] * MAX_TRIES), name).put("b", file)
+    assert S3Objects(client, name).names("b") == []
+
+
+def test_somebody_else_was_faster(bucket, file, tmp_path):
+    """412 between the look and the write: with the same bytes a success, with others an error."""
+    client, name = bucket
+    taken = [answer(412, "PreconditionFailed")]
+    other = tmp_path / "other"
+    other.write_bytes(b"other bytes")
+
+    class Faster(Troubled):
+        def put_object(self, **given):
+            self._client.put_object(Bucket=given["Bucket"], Key=given["Key"], Body=next(theirs).read_bytes())
+            raise taken[0]
+
+    theirs = iter([file, other])
+    objects = S3Objects(Faster(client, "", []), name)
+    assert objects.put("a", file).num_bytes == len(DATA)
+    with pytest.raises(ConflictError):
+        objects.put("b", file)
+
+
+def test_an_upload_that_is_cut_starts_over_and_leaves_no_parts(bucket, tmp_path):
+    client, name = bucket
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(6 * 2**20))
+    S3Objects(Troubled(client, "upload_part", [CUT], after=1), name, part_bytes=5 * 2**20).put("a", path)
+    got = tmp_path / "got"
+    S3Objects(client, name).get("a", got)
+    assert got.read_bytes() == path.read_bytes()
+    with pytest.raises(StorageError):
+        S3Objects(Troubled(client, "upload_part", [CUT] * MAX_TRIES), name, part_bytes=5 * 2**20).put("b", path)
+    assert client.list_multipart_uploads(Bucket=name).get("Uploads", []) == []
+    assert S3Objects(client, name).names("b") == []
 
 
 def test_a_wrong_secret_is_told_and_leaves_nothing(nanio_url, file):

@@ -116,8 +116,11 @@ def open_database(url: str) -> Engine:
 
 
 def _sqlite(path: Path) -> Engine:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _own(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _own(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}; give a folder of your own") from error
     engine = create_engine(f"sqlite:///{path}")
 
     @event.listens_for(engine, "connect")

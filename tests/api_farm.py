@@ -24,7 +24,7 @@ from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import FolderObjects
 from sakuga.wan.catalogue import card
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 LANE = Lane(name="lane-1", models=("wan-mini",))
 PROFILES = {"draft": {"num_inference_steps": 4, "guidance_scale": 1.0}}
 

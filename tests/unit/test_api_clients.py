@@ -47,7 +47,7 @@ def walk(api: ApiFarm, tenant: str, scratch: Path, folder: Path | None = None) -
     with api.lane(fails=BREAKS):
         done = subprocess.run(
             [sys.executable, str(WALK), BREAKS, str(picture), str(scratch)],
-            env={**os.environ, **given, **path}, capture_output=True, text=True, timeout=3 * LIMIT_S,
+            env={**os.environ, **given, **path}, capture_output=True, text=True, timeout=LIMIT_S,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -24,7 +24,7 @@ from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import FolderObjects
 from sakuga.wan.catalogue import card
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 LANE = Lane(name="lane-1", models=("wan-mini",))
 PROFILES = {"draft": {"num_inference_steps": 4, "guidance_scale": 1.0}}
 
@@ -122,8 +122,8 @@ class ApiFarm:
         return claim
 
     @contextlib.contextmanager
-    def lane(self) -> Iterator[None]:
-        """Inside, a lane takes whatever comes."""
+    def lane(self, fails: str = "") -> Iterator[None]:
+        """Inside, a lane takes whatever comes; each render of the prompt `fails` breaks."""
         over = threading.Event()
 
         def work() -> None:
@@ -134,7 +134,10 @@ class ApiFarm:
                     continue
                 for step in range(1, claim.num_steps + 1):
                     self.stores.renders.heartbeat(claim, step)
-                self.publish(claim)
+                if claim.recipe["prompt"] == fails:
+                    self.stores.renders.failed(claim, "E_NAN", "the render has NaN")
+                else:
+                    self.publish(claim)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

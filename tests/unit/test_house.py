@@ -16,6 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "sakuga"
@@ -203,6 +204,13 @@ def test_constraints_pin_every_dependency_exactly():
     wanted = re.findall(r'^    "([A-Za-z0-9._-]+)[^"]*[<>=]=[^"]*"', pyproject, flags=re.MULTILINE)
     assert len(wanted) > 25
     assert not [name for name in wanted if re.sub(r"[-_.]+", "-", name).lower() not in pins]
+
+
+def test_the_oldest_client_that_is_allowed_is_tested():
+    tested = re.search(r'^OLDEST_CLIENT = "(.+)"$', (ROOT / "tests/unit/test_api_clients.py").read_text(), re.MULTILINE)
+    allowed = re.search(r'^    "openai>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert tested and allowed
+    assert Version(tested[1]) == Version(allowed[1])
 
 
 def test_cluster_file_fits_rays_schema():

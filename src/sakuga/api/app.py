@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 import sakuga
 from sakuga.api import batches, content, events, health, hooks, loras, metrics, models, videos
@@ -61,4 +63,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    return answer(request.url.path, error)
+    response = answer(request.url.path, error)
+    if response.status_code == 405:  # the framework names the methods of one route, and a path may have several
+        routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+        here = [route.methods for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        response.headers["allow"] = ", ".join(sorted(set().union(*here))) or response.headers["allow"]
+    return response

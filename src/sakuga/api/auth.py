@@ -57,7 +57,10 @@ async def _idempotency_key(
     request: Request,
     idempotency_key: Annotated[
         str | None,
-        Header(description="Any text of one's own; used once more within 24 hours, it gives the same job"),
+        Header(
+            description="Any text of one's own; used once more within 24 hours, it gives the same job",
+            json_schema_extra={"pattern": "^[ -~]+$", "maxLength": MAX_KEY_CHARS},
+        ),
     ] = None,
 ) -> str | None:
     if idempotency_key is None:

@@ -46,9 +46,11 @@ class ContentQuery(BaseModel):
     variant: Literal["video", "thumbnail", "spritesheet", "receipt", "preview"] = "video"
 
 
+BINARY = {"type": "string", "format": "binary"}
 FILES: dict[int | str, dict[str, object]] = {
     200: {
-        "content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in VARIANTS.values()}
+        "content": {each.media_type: {"schema": BINARY} for each in VARIANTS.values()}
+        | {VARIANTS["receipt"].media_type: {"schema": {"type": "object"}}}
     },
     206: {"description": "The asked range of it"},
     302: {"description": "An address from which anybody can read it for some minutes"},

@@ -128,8 +128,11 @@ def test_a_failure_of_ray_leaves_what_is_done_and_says_how_to_go_on(run, manifes
 
 def test_gpus_that_are_not_there(run, manifest, monkeypatch, caplog):
     """Ray would wait for them; a local cluster cannot get any, another one may."""
+    import ray
+
     from sakuga.farm import bulk
 
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     with pytest.raises(ClusterError, match="2 workers want a GPU each and Ray sees 0; use --device cpu"):
         run(manifest("dance", "dance"), device="cuda")
     monkeypatch.setattr(bulk, "_outcomes", lambda todo, plan, num_workers: (result for result in ()))

@@ -46,7 +46,7 @@ def two_lanes(ray_cluster):
     options = lane_options(farm, pool) | {"name": "lane"}
     app = serve.deployment(**options)(Lane).bind()
     yield serve.run(app, name="placement", route_prefix=None)
-    serve.delete("placement")
+    serve.shutdown()
 
 
 def test_two_lanes_of_four_ranks_have_eight_gpus_between_them(two_lanes):

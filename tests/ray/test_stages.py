@@ -29,8 +29,7 @@ def session(ray_cluster):
     denoiser.start()
     yield SplitSession(denoiser, encoder=handles["encode"], decoder=handles["decode"])
     denoiser.stop()
-    for stage in handles:
-        serve.delete(f"stage-{stage}")
+    serve.shutdown()
 
 
 def test_three_processes_make_the_video_that_one_makes(session, tmp_path):

@@ -69,6 +69,8 @@ class LocalFarm:
         is_ours = not ray.is_initialized()
         shown = _init_ray(address, dashboard=dashboard) if is_ours else None
         try:
+            if serve.status().proxies:
+                raise BusyError("this cluster serves something already; deploy there: `serve deploy serve/mini.yaml`")
             serve.start(
                 http_options={"host": host, "port": port},
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},

@@ -47,10 +47,10 @@ class ScalingArgs(Strict):
 
     min_lanes: Annotated[int, Field(ge=0)] = 1
     max_lanes: Annotated[int, Field(ge=1, le=1000)] = 1
-    drain_s: Annotated[float, Field(gt=0)] = 60.0
-    """The queue should be worked off in this time."""
-    cold_start_s: Annotated[float, Field(gt=0)] = 30.0
-    """Until a lane that is asked for takes work: node, process, weights."""
+    patience_s: Annotated[float, Field(gt=0)] = 11.0
+    """How long the last in the queue may have to wait for a lane that runs, before another one is begun."""
+    keep_s: Annotated[float, Field(ge=0)] = 635.0
+    """How long the first lane is kept without work; each further one 0.7 times as long as the one before."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScalingArgs":

@@ -20,7 +20,7 @@ from sakuga.cost import find_device
 from sakuga.engine.session import RenderSession
 from sakuga.engine.simulated import SimEngine
 from sakuga.errors import RankLostError
-from sakuga.farm.lane import HEARTBEAT_S, LaneWork
+from sakuga.farm.lane import HEARTBEAT_S, LaneWork, Outcome
 from sakuga.farm.metrics import LaneMetrics
 from sakuga.farm.pools import FarmArgs, PoolArgs
 from sakuga.farm.ranks import RankSet
@@ -34,7 +34,7 @@ LANE_GRACE_S = 30.0
 """Between the wish that a lane ends and its end: one step of a 14B model at 720p takes 12.6 s, its snapshot less."""
 CLAIM_WAIT_S = 2.0
 MAX_FAILURES = 3
-"""Turns in a row that ended in an error of the lane itself, after which Serve shall make a new one."""
+"""Turns in a row that lost their render or ended in an error of the lane, after which Serve shall make a new one."""
 
 
 class LaneReplica:
@@ -92,7 +92,7 @@ class LaneReplica:
                 outcome = self._work.run_one(CLAIM_WAIT_S)
                 if outcome is not None:
                     self._metrics.ended(outcome.value)
-                self._failures = 0
+                    self._failures = self._failures + 1 if outcome is Outcome.LOST else 0
             except Exception:
                 logger.exception("lane=%s", self._work.lane.name)
                 self._failures += 1

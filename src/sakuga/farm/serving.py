@@ -94,10 +94,10 @@ def lane_options(farm: FarmArgs, pool: PoolArgs) -> dict:
         policy_kwargs={
             "metrics_url": farm.metrics_url,
             "model": pool.model,
-            "drain_s": scaling.drain_s,
-            "cold_start_s": scaling.cold_start_s,
             "min_lanes": scaling.min_lanes,
             "max_lanes": scaling.max_lanes,
+            "patience_s": scaling.patience_s,
+            "keep_s": scaling.keep_s,
         },
     )
     return options | {

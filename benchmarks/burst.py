@@ -280,9 +280,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trace", type=Path, help="CSV of arrival_s,work_s; generated without it")
+    parser.add_argument("--live", action="store_true", help="twenty minutes of it at 10x on the real Serve")
     parser.add_argument("--seed", type=int, default=1, help="of the generated trace")
     given = parser.parse_args()
     arrivals = read_trace(given.trace) if given.trace else generated(given.seed)
+    if given.live:
+        from burst_live import live
+
+        print_result(machine_facts() | {"benchmark": "burst_live"} | live(arrivals), as_json=given.json)
+        return
     backlog = replay(arrivals, Ours(), 0).result()
     default = replay(arrivals, ServeDefault(), 1).result()
     result = {

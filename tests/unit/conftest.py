@@ -90,3 +90,21 @@ def api(_api):
 @pytest.fixture
 def tenant() -> str:
     return f"tenant-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def sakuga(api, tenant, tmp_path, monkeypatch, capsys):
+    """Runs a command as the tenant does who has set address and key; gives exit code, stdout and stderr."""
+    from sakuga.cli import client, main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAKUGA_URL", api.url)
+    monkeypatch.setenv("SAKUGA_API_KEY", api.key(tenant))
+    monkeypatch.setattr(client, "AGAIN_S", 0.01)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main.run(list(args))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

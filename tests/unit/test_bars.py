@@ -53,6 +53,8 @@ def test_of_many_videos_only_those_in_work_have_bars(tmp_path):
     assert "2/40, 1 failed" in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(None, "-:--"), (0, "0:00"), (59.6, "1:00"), (3661, "61:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-:--"), (0, "0:00"), (59.6, "1:00"), (3661, "1:01:01"), (90000, "25:00:00")]
+)
 def test_clock(seconds, text):
     assert clock(seconds) == text

@@ -69,6 +69,13 @@ def test_surface_is_frozen():
     assert _surface() == json.loads(FROZEN.read_text())
 
 
+def test_every_command_is_documented():
+    page = Path(__file__).parents[2].joinpath("docs", "cli.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for path, _ in _commands():
+        assert any(all(word in row.split("|")[1] for word in path.split()) for row in rows), path
+
+
 @pytest.mark.parametrize("path", [path for path, _ in _commands()])
 def test_every_command_takes_json_and_explains_itself(path, capsys):
     options = dict(_commands())[path]

@@ -66,7 +66,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     response = answer(request.url.path, error)
     if response.status_code == 405:  # the framework names the methods of one route, and a path may have several
         routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-        here = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-        methods = sorted({method for each in here for method in each})
-        response.headers["allow"] = ", ".join(methods) or response.headers["allow"]
+        here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = {method for route in here for method in route.methods or ()}
+        response.headers["allow"] = ", ".join(sorted(methods)) or response.headers["allow"]
     return response

@@ -49,10 +49,14 @@ def bulk_bars(out: Path, console: Console = stderr_console) -> Iterator[None]:
 def clock(seconds: float | None) -> str:
     """Seconds for people.
 
-    >>> clock(75.2), clock(3), clock(None)
-    ('1:15', '0:03', '-:--')
+    >>> clock(75.2), clock(3661), clock(None)
+    ('1:15', '1:01:01', '-:--')
     """
-    return "-:--" if seconds is None else f"{int(seconds + 0.5) // 60}:{int(seconds + 0.5) % 60:02}"
+    if seconds is None:
+        return "-:--"
+    minutes, rest_s = divmod(int(seconds + 0.5), 60)
+    hours = f"{minutes // 60}:{minutes % 60:02}" if minutes >= 60 else str(minutes)
+    return f"{hours}:{rest_s:02}"
 
 
 def sentence(row: RowProgress) -> str:

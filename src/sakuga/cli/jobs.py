@@ -1,32 +1,45 @@
 """Jobs on a running farm: submit, jobs, watch, cancel, download, logs. All through the HTTP API, with its own client.
 
-Run: pytest tests/unit/test_cli_jobs.py
+Run: pytest tests/unit/test_cli_jobs.py tests/unit/test_cli_watch.py
 """
 
 import contextlib
 import json
-import time
-from datetime import datetime
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
-from sakuga.cli import options
-from sakuga.cli.bars import clock
-from sakuga.cli.client import ApiKey, Farm, Told, Url, save
-from sakuga.cli.output import AsJson, finish, stderr_console, stdout_console
-from sakuga.errors import RecipeError, shown
+from sakuga.cli import options, output
+from sakuga.cli.client import ApiKey, Farm, Url
+from sakuga.cli.job_view import end_of, line, plain, progress, sentence, state_of, table_of
+from sakuga.cli.output import AsJson, finish
+from sakuga.errors import ImageError, OutputError, RecipeError, shown
 
-FINAL = ("completed", "failed", "cancelled", "deleted")
-SUFFIX = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp"}
-UNSAID = ("at", "id", "status", "preview", "type")
-"""Of an event: said by the line already, or not for people."""
-STYLES = {"completed": "green", "failed": "red", "queued": "dim"}
-JobId = Annotated[str, typer.Argument(help="As `sakuga submit` printed it.")]
+SUFFIX = {
+    "video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp", "receipt": ".json",
+    "preview": ".preview.webp",
+}  # fmt: skip
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _job_id(text: str) -> str:
+    if not ID.fullmatch(text):
+        raise typer.BadParameter(f"{shown(text)} is no id of a job; `sakuga jobs` lists yours")
+    return text
+
+
+JobId = Annotated[str, typer.Argument(help="As `sakuga submit` printed it.", callback=_job_id)]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", help="A name of the model's or an id of the farm's, as in fairy:0.8.")
+]
+SetFields = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other field, as in --set num_inference_steps=20.")
+]
 
 
 def submit(
@@ -35,10 +48,8 @@ def submit(
     model: Annotated[str | None, typer.Option(help="One of those that the farm serves.")] = None,
     seconds: Annotated[str | None, typer.Option(help="Length; the model's own if not given.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
-    lora: options.Loras = None,
-    field: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field, as in --set num_inference_steps=20.")
-    ] = None,
+    lora: Loras = None,
+    field: SetFields = None,
     priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Wanted within so many seconds.")] = None,
     webhook_url: Annotated[str | None, typer.Option(help="Told when the video is there.")] = None,
@@ -51,16 +62,26 @@ def submit(
 ) -> None:
     """Ask a farm for a video."""
     farm = Farm(url, api_key)
-    extra = options.given(loras=lora and json.dumps(lora), priority=priority, deadline_s=deadline_s,
-                          webhook_url=webhook_url) | dict(_pair(text) for text in field or [])  # fmt: skip
-    given = options.given(model=model, seconds=seconds, size=size)
-    headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    given = options.given(prompt=prompt, model=model, seconds=seconds, size=size)
+    ours = options.given(loras=lora and json.dumps(lora), priority=priority, deadline_s=deadline_s,
+                         webhook_url=webhook_url)  # fmt: skip
+    extra = _with_set(ours, field or [], given)
+    if out is not None and not watch:
+        raise typer.BadParameter("--out needs --watch; without it, `sakuga download` fetches the video later")
+    _check_out(out)
+    # The client repeats a request whose answer was lost; the key makes the second one find the first one's job.
+    headers = {"Idempotency-Key": idempotency_key or f"cli-{uuid.uuid4()}"}
     with contextlib.ExitStack() as files, farm.client() as client:
         if image is not None:
-            given["input_reference"] = files.enter_context(image.open("rb"))
-        video = client.videos.create(prompt=prompt, extra_body=extra, extra_headers=headers, **given)  # ty: ignore
+            given["input_reference"] = files.enter_context(_opened(image))
+        video = farm.checked(client.videos.create(extra_body=extra, extra_headers=headers, **given))  # ty: ignore
+    told = video.model_dump()
+    if not as_json:
+        notes = told.get("notes")
+        remarks = [sentence(video.status, told), *(notes if isinstance(notes, list) else [])]
+        _remark(f"{video.id} {remark}" for remark in remarks)
     if not watch:
-        finish(video.model_dump(), video.id, as_json)
+        finish(told, video.id, as_json)
         return
     _watch_to_file(farm, video.id, out or Path(f"{video.id}.mp4"), as_json)
 
@@ -72,19 +93,14 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """Your latest jobs, the newest first."""
-    with Farm(url, api_key).client() as client:
-        page = client.videos.list(limit=limit)
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "status", "progress", "submitted", "size", "seconds", "prompt"):
-        table.add_column(name, no_wrap=name != "prompt")
-    for video in page.data:
-        style = STYLES.get(video.status, "")
-        at = datetime.fromtimestamp(video.created_at).strftime("%m-%d %H:%M:%S")  # the reader's own
-        prompt = escape(repr(video.prompt or "")[1:-1][:60])
-        progress = f"{video.progress} %"
-        status = f"[{style or 'default'}]{video.status}[/]"
-        table.add_row(video.id, status, progress, at, video.size, video.seconds, prompt)
-    finish({"data": [video.model_dump() for video in page.data]}, table if page.data else "no jobs yet", as_json)
+    from openai.pagination import SyncConversationCursorPage
+    from openai.types import Video
+
+    farm, query = Farm(url, api_key), {"params": {"limit": limit}}
+    with farm.client() as client:  # not `videos.list`, which cannot tell of a page that is none of a farm's
+        page = client.get("/videos", cast_to=SyncConversationCursorPage[Video], options=query)  # ty: ignore
+    videos = farm.checked(page).data
+    finish({"data": [video.model_dump() for video in videos]}, table_of(videos) if videos else "no jobs yet", as_json)
 
 
 def watch(
@@ -95,105 +111,99 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Follow a job to its end; Ctrl-C only detaches."""
+    _check_out(out)
     _watch_to_file(Farm(url, api_key), job_id, out, as_json)
 
 
 def cancel(job_id: JobId, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Stop a job."""
-    with Farm(url, api_key).client() as client:
-        answer = client.post(f"/videos/{job_id}/cancel", cast_to=dict[str, object])
-    finish(answer, f"{job_id} is cancelled", as_json)
+    """Stop a job; one that has ended stays as it is."""
+    from openai.types import Video
+
+    farm = Farm(url, api_key)
+    with farm.client() as client:
+        video = farm.checked(client.post(f"/videos/{job_id}/cancel", cast_to=Video))
+    is_cancelled = state_of(video) == "cancelled"
+    text = f"{video.id} is cancelled" if is_cancelled else f"{video.id} was {video.status} before; nothing to cancel"
+    finish(video.model_dump(), text, as_json)
 
 
 def download(
     job_id: JobId,
-    variant: Annotated[str, typer.Option(help="video, thumbnail or spritesheet.")] = "video",
+    variant: Annotated[str, typer.Option(help=f"{', '.join(SUFFIX)}.")] = "video",
     out: Annotated[Path | None, typer.Option(help="File; named after the job if not given.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a finished video, or its pictures."""
+    """Fetch a finished video, or what belongs to it."""
     if variant not in SUFFIX:
         raise RecipeError(f"variant {shown(variant)} is unknown; choose one of {', '.join(SUFFIX)}")
+    _check_out(out)
     path = _fetch(Farm(url, api_key), job_id, variant, out or Path(f"{job_id}{SUFFIX[variant]}"))
-    finish({"path": str(path)}, str(path), as_json)
+    finish({"path": str(path)}, escape(str(path)), as_json)
 
 
 def logs(job_id: JobId, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """What happened to a job, as it happens, until its end."""
     told = []
-    for event in Farm(url, api_key).events(job_id):
+    for event in Farm(url, api_key).history(job_id):
         told.append({"seq": event.seq, "type": event.type, **event.data})
         if not as_json:
-            stdout_console.print(_line(event))
-    finish({"events": told}, "", as_json) if as_json else None
+            output.stdout_console.print(line(event), markup=False)
+    if as_json:
+        finish({"events": told}, "", as_json)
 
 
 def _watch_to_file(farm: Farm, job_id: str, out: Path | None, as_json: bool) -> None:
     try:
-        end = _follow(farm, job_id)
+        with progress(output.stderr_console) as draw:
+            for event in farm.history(job_id):
+                draw(event)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"detached, the job goes on: `sakuga watch {job_id}`") from None
     with farm.client() as client:
-        video = client.videos.retrieve(job_id)
-    payload, text = video.model_dump(), f"{job_id} {end}"
-    if end == "completed" and out is not None:
-        payload["path"] = str(_fetch(farm, job_id, "video", out))
-        text = payload["path"]
-    if video.error is not None:
-        text += f": {escape(video.error.code)} {escape(video.error.message)}"
-    finish(payload, text, as_json, 0 if end == "completed" else 1)
-
-
-def _follow(farm: Farm, job_id: str) -> str:
-    """The last event's type; a lost connection is taken up where it broke."""
-    last: str | None = None
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=stderr_console, disable=not stderr_console.is_terminal) as bar:
-        task = bar.add_task("queued", total=None, left="")
-        while True:
-            for event in farm.events(job_id, last):
-                last = event.seq or last
-                _draw(bar, task, event)
-                if not stderr_console.is_terminal and event.type != "step":
-                    stderr_console.print(_line(event))
-                if event.type in FINAL:
-                    return event.type
-            with farm.client() as client:
-                status = client.videos.retrieve(job_id).status
-            if status in FINAL:
-                return status
-            time.sleep(1.0)  # the farm is being started again
-
-
-def _draw(bar: Progress, task: TaskID, event: Told) -> None:
-    data = event.data
-    eta, step, steps = data.get("eta_s"), data.get("step"), data.get("num_steps")
-    left = f"{clock(float(eta))} left" if isinstance(eta, (int, float)) else ""
-    where = str(data.get("stage") or event.type)
-    if data.get("queue_position") and event.type == "queued":
-        where += f", {data['queue_position']} before it"
-    if isinstance(step, int) and isinstance(steps, int):
-        bar.update(task, description=f"{where} {step}/{steps}", completed=step, total=steps, left=left)
-    else:
-        bar.update(task, description=where, left=left)
-
-
-def _line(event: Told) -> str:
-    at = event.data.get("at")
-    when = datetime.fromtimestamp(at).strftime("%H:%M:%S ") if isinstance(at, (int, float)) else ""
-    rest = " ".join(f"{name}={value}" for name, value in event.data.items() if name not in UNSAID and value is not None)
-    return escape(f"{when}{event.type} {rest}".rstrip())
+        video = farm.checked(client.videos.retrieve(job_id))
+    payload, text = video.model_dump(), end_of(video)
+    if video.status == "completed" and out is not None:
+        payload["path"] = text = str(_fetch(farm, job_id, "video", out))
+    finish(payload, escape(text), as_json, 0 if video.status == "completed" else 1)
 
 
 def _fetch(farm: Farm, job_id: str, variant: str, out: Path) -> Path:
+    from sakuga.media import write_bytes_atomic
+
     with farm.client() as client:
-        return save(client.videos.download_content(job_id, variant=variant).read(), out)  # ty: ignore
+        content = client.videos.download_content(job_id, variant=variant).read()  # ty: ignore[invalid-argument-type]
+    write_bytes_atomic(out, content)
+    return out
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise RecipeError(f"--set {shown(text)} is no field with a value; write NAME=VALUE")
-    return name, value
+def _remark(texts: Iterable[str]) -> None:
+    for text in texts:
+        output.stderr_console.print(plain(text), markup=False, soft_wrap=True)
+
+
+def _with_set(ours: Mapping[str, object], texts: Sequence[str], given: Mapping[str, object]) -> dict[str, object]:
+    """Fields beyond OpenAI's, with those of `--set`, each once."""
+    fields = dict(ours)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise RecipeError(f"--set {shown(text)} is no field with a value; write NAME=VALUE")
+        if name in fields or name in given:
+            raise RecipeError(f"{shown(name)} is given twice; give it once")
+        fields[name] = value
+    return fields
+
+
+def _opened(image: Path) -> BinaryIO:
+    try:
+        return image.open("rb")
+    except OSError as error:
+        raise ImageError(f"{shown(image)} cannot be read: {error.strerror}") from error
+
+
+def _check_out(out: Path | None) -> None:
+    """Before the wait, not after it."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OutputError(f"{shown(out)} cannot be written; name a file in a folder that is there")

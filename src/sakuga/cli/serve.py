@@ -48,7 +48,7 @@ def serve(
 
 def _greet(url: str, api_key: str, dashboard_url: str | None) -> None:
     dashboard = f", dashboard {dashboard_url}" if dashboard_url else ""
-    print(f"serving on {url}/v1, documentation at {url}/docs{dashboard}")
+    print(f"serving on {url}/v1, described in {url}/openapi.json{dashboard}")
     print(f"API key {api_key}\n")
     print(f"  curl {url}/v1/videos -H 'Authorization: Bearer {api_key}' -F prompt='A fairy dances in the rain.'\n")
     print("  sakuga submit --watch 'A fairy dances in the rain.'\n")

@@ -25,7 +25,7 @@ from sakuga.cli.client import Farm
 from sakuga.farm.local_farm import TENANT, LocalFarm, farm_args
 from sakuga.jobstore import NewJob
 
-CONFIG = {"pools": [{"model": "wan-mini"}]}
+CONFIG = {"pools": [{"model": "wan-mini"}], "api": {"max_queued_jobs": 20_000}}
 
 
 def one_job(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
@@ -40,14 +40,16 @@ def one_job(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
 
 def fill(data: Path, count: int) -> None:
     """Jobs that wait: of another tenant, batch class, never reached while the benchmark runs."""
-    jobs = farm_args(CONFIG, data, "").stores().jobs
-    for number in range(count):
-        jobs.submit(
+    batches = farm_args(CONFIG, data, "").stores().batches
+    for first in range(0, count, 1000):
+        jobs = [
             NewJob(
-                tenant=f"tenant-{number % 7}", render_key=f"{number:064d}", model="wan-mini", recipe={}, request={},
+                tenant=f"tenant-{first // 1000}", render_key=f"{number:064d}", model="wan-mini", recipe={}, request={},
                 num_steps=20, work_s=5.0, step_s=0.25, priority="batch",
             )
-        )  # fmt: skip
+            for number in range(first, min(count, first + 1000))
+        ]  # fmt: skip
+        batches.create(f"tenant-{first // 1000}", jobs)
 
 
 def answer_times(client: OpenAI, count: int) -> dict[str, list[float]]:

@@ -31,7 +31,7 @@ CONFIG = {"pools": [{"model": "wan-mini"}], "api": {"max_queued_jobs": 20_000}}
 def one_job(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
     """Submit, wait, and take the times from the job's own events and receipt."""
     video = client.videos.create(prompt="A girl dances a slow waltz.", extra_body={"seed": str(seed)})
-    events = list(Farm(farm.url, farm.api_key).events(video.id))
+    events = list(Farm(farm.url, farm.api_key).history(video.id))
     at = {event.type: float(str(event.data["at"])) for event in events}
     assert "completed" in at, events[-1]
     receipt = json.loads(client.videos.download_content(video.id, variant="receipt").read())  # ty: ignore

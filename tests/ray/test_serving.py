@@ -59,7 +59,7 @@ def until(condition, what: str):
 
 def at_step(farm, job, number: int):
     """Wait until the render has done so many steps."""
-    for event in Farm(farm.url, farm.api_key).events(job.id):
+    for event in Farm(farm.url, farm.api_key).history(job.id):
         if event.type == "step" and int(str(event.data["step"])) >= number:
             return event
         assert event.type not in ("completed", "failed"), "it ended before"
@@ -112,7 +112,7 @@ def test_a_rank_that_is_killed_costs_time_and_nothing_else(farm, client, expecte
     assert done.status == "completed", done.error
     (tmp_path / "video.mp4").write_bytes(client.videos.download_content(job.id).read())
     assert sha256_of(tmp_path / "video.mp4") == expected(150)
-    kinds = [event.type for event in Farm(farm.url, farm.api_key).events(job.id) if event.type != "step"]
+    kinds = [event.type for event in Farm(farm.url, farm.api_key).history(job.id) if event.type != "step"]
     assert kinds == ["queued", "running", "queued", "running", "completed"]
 
 
@@ -133,7 +133,7 @@ def test_an_urgent_job_does_not_wait_for_a_batch(farm, client):
     assert ended(client, urgent).status == "completed"
     assert client.videos.retrieve(batch.id).status in ("queued", "in_progress")
     assert ended(client, batch).status == "completed"
-    attempts = [e for e in Farm(farm.url, farm.api_key).events(batch.id) if e.type == "running"]
+    attempts = [e for e in Farm(farm.url, farm.api_key).history(batch.id) if e.type == "running"]
     assert len(attempts) == 2 and int(str(attempts[1].data["step"])) > 0, "it went on from where it was"
 
 

@@ -32,7 +32,7 @@ def oldest_client(request) -> Path:
         command = [*pip, "--retries", "1", "--target", str(fresh), f"openai=={OLDEST_CLIENT}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S)
         if done.returncode:
-            why = f"openai {OLDEST_CLIENT} cannot be installed here: {done.stderr.strip()[-400:]}"
+            why = f"openai {OLDEST_CLIENT} cannot be installed here: {done.stderr.strip().splitlines()[-1]}"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
         fresh.rename(folder)
     return folder

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from api_farm import LocalServer, png
 from farm_front import Front
-from sakuga.cli import client, jobs, output
+from sakuga.cli import client, jobs, output, serve
 from sakuga.jobstore import Lane
 from sakuga.recipe import RenderRecipe
 
@@ -238,3 +238,11 @@ def test_download(api, sakuga, tmp_path):
     assert sakuga("download", video, "--out", "none/a.mp4")[0] == 3
     assert sakuga("download", video, "--variant", "film")[0] == 2
     assert sorted(jobs.SUFFIX) == ["preview", "receipt", "spritesheet", "thumbnail", "video"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [(serve.DEFAULT_URL, "submit --watch"), ("http://a:1", "submit --url http://a:1 --watch")]
+)
+def test_the_line_that_serve_prints_finds_the_farm(capsys, url, words):
+    serve._greet(url, "sk-sakuga-x", None)
+    assert words in capsys.readouterr().out

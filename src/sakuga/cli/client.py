@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 
 import typer
 
-from sakuga.cli.serve import DATA, KEY_FILE
+from sakuga.cli.serve import DATA, DEFAULT_URL, KEY_FILE
 from sakuga.errors import FarmError, SettingsError, shown
 from sakuga.settings import from_environment
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 FINAL = ("completed", "failed", "cancelled", "deleted")
 SILENCE_S = 60.0
 """The farm sends at least a ping every 15 s."""

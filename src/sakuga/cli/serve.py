@@ -14,6 +14,7 @@ from sakuga.errors import InputError, SettingsError, shown
 
 DATA = Path("sakuga-farm")
 KEY_FILE = "api-key"
+DEFAULT_URL = "http://127.0.0.1:8000"
 CONFIG_FORM = "the `args` of a Serve config, see serve/mini.yaml"
 
 
@@ -51,7 +52,8 @@ def _greet(url: str, api_key: str, dashboard_url: str | None) -> None:
     print(f"serving on {url}/v1, described in {url}/openapi.json{dashboard}")
     print(f"API key {api_key}\n")
     print(f"  curl {url}/v1/videos -H 'Authorization: Bearer {api_key}' -F prompt='A fairy dances in the rain.'\n")
-    print("  sakuga submit --watch 'A fairy dances in the rain.'\n")
+    where = "" if url == DEFAULT_URL else f" --url {url}"
+    print(f"  sakuga submit{where} --watch 'A fairy dances in the rain.'\n")
     print("Ctrl-C ends it; jobs that are under way go on at the next start.", flush=True)
 
 

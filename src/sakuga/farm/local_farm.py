@@ -6,6 +6,7 @@ Run: pytest tests/ray/test_serving.py
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import socket
@@ -84,11 +85,13 @@ class LocalFarm:
                 dashboard_url=f"http://{shown}" if shown else None,
             )
         finally:
-            with contextlib.suppress(KeyboardInterrupt):
-                serve.shutdown()
-            store_actor.end()
-            if is_ours:
-                ray.shutdown()
+            # Ray tells on stdout of calls to a controller that was ended on purpose.
+            with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.suppress(KeyboardInterrupt):
+                    serve.shutdown()
+                store_actor.end()
+                if is_ours:
+                    ray.shutdown()
 
 
 def _init_ray(address: str | None, *, dashboard: bool) -> str | None:

@@ -3,8 +3,10 @@
     python benchmarks/overhead.py --json
 
 `overhead_share`: (completed_at - created_at - the receipt's engine seconds) / engine seconds, median of sequential
-Wan-mini jobs on an idle farm; the API's times are whole seconds, so those of the events are taken. `api_p95_s`: of
-retrieve, list and create in turn while a lane renders and `--queued` jobs wait.
+Wan-mini jobs on an idle farm; the API's times are whole seconds, so those of the events are taken.
+`interactive_start_over_a_step_s`: the longest time until an interactive job had the only lane, which a batch render
+held, less one step of that. `api_p95_s`: of retrieve, list and create in turn while a lane renders and `--queued` jobs
+wait.
 """
 
 from __future__ import annotations
@@ -36,6 +38,20 @@ def one_job(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
     assert "completed" in at, events[-1]
     receipt = json.loads(client.videos.download_content(video.id, variant="receipt").read())  # ty: ignore
     return {"wall_s": at["completed"] - at["queued"], "engine_s": receipt["seconds"]["total"]}
+
+
+def urgent_start(farm: LocalFarm, client: OpenAI, seed: int) -> dict[str, float]:
+    """Seconds until an interactive job has the only lane, which a batch render holds; and of a step of that."""
+    batch = client.videos.create(prompt="A", extra_body={"seed": str(seed), "priority": "batch"})
+    while client.videos.retrieve(batch.id).model_dump()["step"] < 3:
+        time.sleep(0.05)
+    urgent = client.videos.create(
+        prompt="B", extra_body={"seed": str(seed), "priority": "interactive", "num_inference_steps": "1"}
+    )
+    at = {event.type: float(str(event.data["at"])) for event in Farm(farm.url, farm.api_key).history(urgent.id)}
+    steps = [event for event in Farm(farm.url, farm.api_key).history(batch.id) if event.type == "step"]
+    first, last = ((float(str(e.data["at"])), int(str(e.data["step"]))) for e in (steps[0], steps[2]))
+    return {"start_s": at["running"] - at["queued"], "step_s": (last[0] - first[0]) / max(1, last[1] - first[1])}
 
 
 def fill(data: Path, count: int) -> None:
@@ -84,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--urgent", type=int, default=5, help="interactive jobs that find the lane taken")
     parser.add_argument("--queued", type=int, default=10_000)
     parser.add_argument("--calls", type=int, default=100)
     given = parser.parse_args()
@@ -93,6 +110,7 @@ def main() -> None:
             client = OpenAI(base_url=f"{farm.url}/v1", api_key=farm.api_key)
             one_job(farm, client, 1_000)  # the first one meets cold caches
             jobs = [one_job(farm, client, seed) for seed in range(given.jobs)]
+            starts = [urgent_start(farm, client, 500 + seed) for seed in range(given.urgent)]
             busy = client.videos.create(prompt="Long.", extra_body={"num_inference_steps": "1000"})
             while client.videos.retrieve(busy.id).status == "queued":
                 time.sleep(0.1)
@@ -107,6 +125,8 @@ def main() -> None:
         "overhead_s": statistics.median(job["wall_s"] - job["engine_s"] for job in jobs),
         "engine_s": statistics.median(job["engine_s"] for job in jobs),
         "num_jobs": len(jobs),
+        "interactive_start_s": max(start["start_s"] for start in starts),
+        "interactive_start_over_a_step_s": max(start["start_s"] - start["step_s"] for start in starts),
         "api_p95_s": p95([seconds for name in ("create", "retrieve", "list") for seconds in taken[name]]),
         "calls": {name: {"p50_s": statistics.median(values), "p95_s": p95(values)} for name, values in taken.items()},
         "num_queued": given.queued,

@@ -67,6 +67,7 @@ class LocalFarm:
         data.mkdir(parents=True, exist_ok=True)
         farm = farm_args(config, data, f"http://127.0.0.1:{port}/metrics")
         settings.set_for_libraries(RAY_ENVIRONMENT | SERVE_ENVIRONMENT)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         is_ours = not ray.is_initialized()
         shown = _init_ray(address, dashboard=dashboard) if is_ours else None
         try:

@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from burst import Farm, Ours, replay
+from burst_model import Farm, Ours, replay
 from ray import serve
 
 from sakuga.cost import DEVICES, Estimate, Planned, estimate

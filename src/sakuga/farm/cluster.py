@@ -175,7 +175,15 @@ def local_head(num_cpus: int = LOGICAL_CPUS) -> Iterator[Head]:
                 "the local ray head ended by itself: %s; its logs: %s", _last_line(temp_dir / "head.log"), temp_dir
             )
         else:
-            shutil.rmtree(temp_dir, ignore_errors=True)
+            _remove(temp_dir)
+
+
+def _remove(folder: Path) -> None:
+    """Processes of the head end a little after it, and write to their logs until then."""
+    deadline = time.monotonic() + STOP_LIMIT_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _stop(head: Head) -> None:

@@ -43,7 +43,10 @@ bench: $(STAMP)  ## measure, and write benchmarks/results/
 	$(BIN)/python benchmarks/first_light.py --json | tail -n 1 > benchmarks/results/first_light.json.new
 	$(BIN)/python benchmarks/mini_quality.py --count 16 --seed $(HELD_OUT_SEED) --sheet docs/sheets --json | tail -n 1 > benchmarks/results/mini_quality.json.new
 	$(BIN)/python benchmarks/engine.py --json | tail -n 1 > benchmarks/results/engine.json.new
-	for f in first_light mini_quality engine; do mv benchmarks/results/$$f.json.new benchmarks/results/$$f.json; done
+	$(BIN)/python benchmarks/overhead.py --json | tail -n 1 > benchmarks/results/overhead.json.new
+	$(BIN)/python benchmarks/burst.py --json | tail -n 1 > benchmarks/results/burst.json.new
+	$(BIN)/python benchmarks/dispatch.py --json | tail -n 1 > benchmarks/results/dispatch.json.new
+	for f in first_light mini_quality engine overhead burst dispatch; do mv benchmarks/results/$$f.json.new benchmarks/results/$$f.json; done
 
 proof: $(STAMP)  ## slow proofs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

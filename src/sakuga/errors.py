@@ -104,6 +104,24 @@ class ManifestError(InputError):
     code = "E_MANIFEST"
 
 
+class DataError(InputError):
+    """A training data set, or a prepared one, that cannot be used."""
+
+    code = "E_DATA"
+
+
+class TrainError(InputError):
+    """Settings of a training run that do not fit together, or do not fit the run that they would go on with."""
+
+    code = "E_TRAIN"
+
+
+class PreflightError(SakugaError, RuntimeError):
+    """A training run that would not learn what it was asked to: found before its first step."""
+
+    code = "E_PREFLIGHT"
+
+
 class ModelError(InputError, LookupError):
     """An unknown model card, or a card asked for something that it cannot do."""
 

@@ -17,10 +17,10 @@ from sakuga.training.mini import flow
 from sakuga.training.mini.__main__ import run_folder
 from sakuga.training.mini.card import STAGES, draw_curves, write_card
 from sakuga.training.mini.latents import Clip, cache_clips, draw_clip, geometry_of, load_clips, training_seeds
-from sakuga.training.mini.optim import Ema, MuonAdamW, orthogonalised
 from sakuga.training.mini.pictures import load_photos, photo_crop
 from sakuga.training.mini.run import Run
 from sakuga.training.mini.vae import ClipPool, Phase, VaePreset, VaeTrainer, train_vae
+from sakuga.training.optimizers import Ema, MuonAdamW, orthogonalised
 from sakuga.wan.attention import attention
 from sakuga.wan.mini import MiniConfig, random_weights
 from sakuga.wan.mini.models import DitConfig, TextEncoderConfig

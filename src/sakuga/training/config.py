@@ -65,8 +65,8 @@ class TrainConfig:
 
     flow_shift: float = 5.0
     """Of the noise levels that are drawn, as Wan was trained."""
-    loss_weighting: str = "none"
-    """none, or wan: DiffSynth's bell over the timesteps, which hardly counts the noisy end."""
+    loss_weighting: str = "wan"
+    """wan: DiffSynth's bell over the timesteps, which hardly counts the noisy end; none: all alike."""
     text_dropout: float = 0.1
     """Share of samples that see the empty prompt, so that guidance has its other branch."""
     layer_weights: Mapping[str, float] = field(default_factory=dict)

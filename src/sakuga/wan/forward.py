@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.nn import functional
 
-from sakuga.wan.attention import Attention
+from sakuga.wan.attention import Attention, products
 
 if TYPE_CHECKING:
     from diffsynth.models.wan_video_dit import CrossAttention, DiTBlock, SelfAttention, WanModel
@@ -90,6 +90,10 @@ class Attentions:
     to_text: Attention
 
 
+RunBlock = Callable[["DiTBlock", torch.Tensor, Tokens, Context, Attentions], torch.Tensor]
+"""Hidden states of this rank's tokens (B, S, D) before and after a block."""
+
+
 class DitForward:
     """A DiT, with the VACE branch that belongs to it, as embed, blocks and head.
 
@@ -97,12 +101,20 @@ class DitForward:
     """
 
     def __init__(
-        self, dit: WanModel, vace: VaceWanModel | None = None, *, place: Place = _everywhere, compiled: bool = False
+        self,
+        dit: WanModel,
+        vace: VaceWanModel | None = None,
+        *,
+        place: Place = _everywhere,
+        compiled: bool = False,
+        call: RunBlock | None = None,
     ) -> None:
-        """`compiled`: each block through `torch.compile`, which one graph serves, as all have the same shapes."""
+        """`compiled`: each block through `torch.compile`, which one graph serves, as all have the same shapes.
+        `call` runs a block in another way than `run_block`, as training does.
+        """
         self.dit, self.vace = dit, vace
         self._place = place
-        self._run_block = torch.compile(_run_block) if compiled else _run_block
+        self._run_block = call or (torch.compile(run_block) if compiled else run_block)
         self._rotations: dict[tuple[int, int, int], torch.Tensor] = {}
 
     @property
@@ -116,7 +128,7 @@ class DitForward:
         softmax. A GPU's kernels take no bias, and there the text is a hundredth of the work.
         """
         bias = None
-        if prompt_BLD.device.type == "cpu" and prompt_BLD.shape[0] == 1:
+        if prompt_BLD.device.type == "cpu":
             prompt_BLD, bias = _without_repeats(prompt_BLD)
         text, image = self.dit.text_embedding(prompt_BLD), None
         if clip_feature_BLD is not None and self.dit.require_clip_embedding:
@@ -227,14 +239,18 @@ class DitForward:
 
     def head(self, tokens: Tokens, x_BSD: torch.Tensor) -> torch.Tensor:
         """Hidden states to the velocity, (B, C, T, H, W)."""
-        head = self.dit.head
-        modulation_BR2D = head.modulation.to(x_BSD.dtype) + tokens.time_BRD.unsqueeze(2)
-        shift, scale = (_per_token(part, tokens.row_S) for part in modulation_BR2D.unbind(2))
-        x = tokens.gather(head.head(head.norm(x_BSD) * (1 + scale) + shift))
+        x = tokens.gather(self.patches(tokens, x_BSD))
         f, h, w = tokens.grid
         num_frames = f - tokens.num_reference_tokens // (h * w)
         grid = cast("torch.Tensor", (num_frames, h, w))  # as it is annotated; three numbers are what it takes
         return self.dit.unpatchify(x[:, tokens.num_reference_tokens :], grid)
+
+    def patches(self, tokens: Tokens, x_BSD: torch.Tensor) -> torch.Tensor:
+        """The velocity of this rank's tokens, (B, S, 4 * C); of a token's numbers rows come first, channels last."""
+        head = self.dit.head
+        modulation_BR2D = head.modulation.to(x_BSD.dtype) + tokens.time_BRD.unsqueeze(2)
+        shift, scale = (_per_token(part, tokens.row_S) for part in modulation_BR2D.unbind(2))
+        return head.head(head.norm(x_BSD) * (1 + scale) + shift)
 
     def _rotation(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
         known = self._rotations.get(grid)
@@ -268,7 +284,7 @@ def rotate(x_BSD: torch.Tensor, rotation_S1D2: torch.Tensor, num_heads: int) -> 
     return torch.view_as_real(pairs * torch.view_as_complex(rotation_S1D2)).flatten(2).to(x_BSD.dtype)
 
 
-def _run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions) -> torch.Tensor:
+def run_block(block: DiTBlock, x: torch.Tensor, tokens: Tokens, context: Context, attend: Attentions) -> torch.Tensor:
     """`DiTBlock.forward`: self-attention and feed-forward under adaptive norms, cross-attention between them."""
     modulation = block.modulation.to(tokens.modulation_BR6D.dtype) + tokens.modulation_BR6D
     parts = [_per_token(part, tokens.row_S) for part in modulation.unbind(2)]
@@ -309,19 +325,21 @@ def _cross_attention(module: CrossAttention, x: torch.Tensor, context: Context, 
 def _biased_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, bias_L: torch.Tensor
 ) -> torch.Tensor:
+    if torch.is_grad_enabled():
+        return products(q, k, v, num_heads, bias_L)
     q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = bias_L.to(q.dtype).expand(1, 1, q.shape[2], -1)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def _without_repeats(prompt_1LD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The text and one of the zero rows behind it, with the bias that makes it count for all of them."""
-    length = prompt_1LD.shape[1]
-    used = prompt_1LD[0].any(dim=1).nonzero()
+def _without_repeats(prompt_BLD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The longest text and one of the zero rows behind all, with the bias that makes it count for the others."""
+    length = prompt_BLD.shape[1]
+    used = prompt_BLD.any(dim=2).any(dim=0).nonzero()
     num_used = int(used.max()) + 1 if len(used) else 0
     num_repeats = length - num_used
     if num_repeats < 2:
-        return prompt_1LD, None
-    bias = torch.zeros(num_used + 1, device=prompt_1LD.device)
+        return prompt_BLD, None
+    bias = torch.zeros(num_used + 1, device=prompt_BLD.device)
     bias[-1] = math.log(num_repeats)
-    return prompt_1LD[:, : num_used + 1], bias
+    return prompt_BLD[:, : num_used + 1], bias

@@ -182,6 +182,11 @@ def read_lora(path: Path, model: torch.nn.Module) -> Lora:
     Raises LoraError when a tensor has no place in the model, has no partner, has another shape or is not finite, when
     the rank is 0, or when the file is damaged or no safetensors file.
     """
+    return fit_lora(path, {name: param.shape for name, param in model.named_parameters()})
+
+
+def fit_lora(path: Path, shapes: Mapping[str, torch.Size]) -> Lora:
+    """As `read_lora`, for a DiT of which only the names and shapes of its parameters are known."""
     try:
         check_safetensors(path)
     except OSError as error:
@@ -191,7 +196,6 @@ def read_lora(path: Path, model: torch.nn.Module) -> Lora:
     with safe_open(path, framework="pt", device="cpu") as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
-    shapes = {name: param.shape for name, param in model.named_parameters()}
     parts = _by_target(path, tensors, shapes)
     scaling = _Scaling.of(path, metadata)
     changes: dict[str, Change] = {}

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sakuga.training.mini import flow
 from sakuga.training.mini.latents import Clip, load_clips
-from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.run import Run, pick_device, step_generator
 from sakuga.training.mini.run import device_name as run_device
+from sakuga.training.optimizers import Ema, MuonAdamW
 from sakuga.wan.mini.models import MiniConfig, MiniVideoVAE
 
 log = logging.getLogger(__name__)

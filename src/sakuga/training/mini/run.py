@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from sakuga.training.mini.optim import Ema, MuonAdamW
+from sakuga.training.optimizers import Ema, MuonAdamW
 
 log = logging.getLogger(__name__)
 

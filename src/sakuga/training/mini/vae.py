@@ -22,10 +22,10 @@ import torch
 from sakuga.synth import make_sample
 from sakuga.synth.dataset import is_test_seed
 from sakuga.training.mini.draw import drawn
-from sakuga.training.mini.optim import Ema, MuonAdamW
 from sakuga.training.mini.pictures import load_photos, panning_clip
 from sakuga.training.mini.run import DECODER, Run, pick_device
 from sakuga.training.mini.run import device_name as run_device
+from sakuga.training.optimizers import Ema, MuonAdamW
 from sakuga.wan.mini.models import MiniConfig, MiniVideoVAE
 
 log = logging.getLogger(__name__)

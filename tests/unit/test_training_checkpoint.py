@@ -67,10 +67,6 @@ def test_a_cut_file_is_named(run, tmp_path, name):
         read_state(broken, run[1])
         read_tensors(broken)
 
-    def read() -> None:
-        read_state(broken, run[1])
-        read_tensors(broken)
-
     with pytest.raises(TrainError, match="earlier one"):
         read()
 

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sakuga import settings
 from sakuga.cli import options
 from sakuga.cli.output import AsJson, finish, stderr_console
 from sakuga.errors import InputError, shown
@@ -48,6 +49,8 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Encode a training data set into latents and text embeddings; run again, it encodes what is missing."""
+    # Before torch is loaded: threads that spin at barriers made it eight times slower beside another busy process.
+    settings.set_for_libraries({"OMP_WAIT_POLICY": "passive"})
     from sakuga.farm.prepare import PrepareRequest
     from sakuga.farm.prepare import prepare as prepare_data
 
@@ -66,7 +69,7 @@ def prepare(
         )
     text = (
         f"{summary.num_train} training and {summary.num_test} test samples ({summary.task}) in {summary.out}, "
-        f"{summary.num_new} encoded now, {summary.num_rejected} rejected (report.json says why), {summary.seconds:.0f} s"
+        f"{summary.num_new} encoded now, {summary.num_rejected} rejected (see report.json), {summary.seconds:.0f} s"
     )
     finish(dataclasses.asdict(summary), escape(text), as_json)
 

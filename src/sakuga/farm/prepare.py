@@ -257,7 +257,8 @@ def _answer(columns: Mapping[str, object]) -> tuple[int, EncodedSample | str]:
     index = int(str(columns["index"]))
     if fields is None:
         return index, str(columns["reason"])
-    return index, EncodedSample(**{**fields, "notes": tuple(fields["notes"])})
+    fields["notes"] = tuple(fields["notes"])
+    return index, EncodedSample(**fields)
 
 
 def _cache_address(request: PrepareRequest) -> str:
@@ -321,5 +322,5 @@ def _strips(prepared: PreparedSet, plan: PreparePlan) -> list[tuple[str, np.ndar
     for sample in chosen:
         source = sources[sample.name]
         clip = cut(source, plan_clip(source, plan.spec), plan.spec)
-        strips.append((f"{sample.split}  {sample.name}  {sample.prompt}", clip.frames_THWC))
+        strips.append((f"{sample.name} ({sample.split}): {sample.prompt}", clip.frames_THWC))
     return strips

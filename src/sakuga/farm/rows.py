@@ -30,7 +30,7 @@ HEADROOM_CPUS = 4  # logical CPUs that Ray Data's own tasks want beside the work
 def check_worker_device(name: str) -> None:
     """Raises DeviceError for all but cpu and cuda: Ray shows each worker one GPU, which it sees as cuda:0."""
     if name not in WORKER_DEVICES:
-        raise DeviceError(f"device {shown(name)} is not for workers: Ray gives each of them a GPU; take cpu or cuda")
+        raise DeviceError(f"device {shown(name)} is not for workers: Ray gives each worker a GPU; take cpu or cuda")
 
 
 def gpu_shortage(num_gpus: float, num_workers: int) -> str | None:

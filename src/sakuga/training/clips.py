@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sakuga.errors import DataError, shown
-from sakuga.media import fit_image, frame_times, load_image, read_video
+from sakuga.media import fit_image, frame_times, load_image, read_video, video_info
 from sakuga.training.layouts import SourceSample
 
 MIN_VIDEO_FRAMES = 5
@@ -27,6 +27,8 @@ MIN_AREA_SHARE = 0.8
 """A bucket of size holds so much of the asked area: others would learn another sharpness."""
 MAX_ASPECT = 2.5
 """Of a bucket's sides; longer pictures are cut to it."""
+ASKED_SIZE_GAIN = 0.05
+"""Another bucket is taken when it cuts off less by so much: 1920x1080 goes into 832x480, not into 832x464."""
 STEADY_SHARE = 0.25
 """Times of a steady rate differ by less of a frame: containers round them to milliseconds."""
 READ_FRAMES = 2
@@ -59,8 +61,6 @@ class ClipPlan:
     height: int
     indices: tuple[int, ...]
     """Frames of the source, one for each of the clip."""
-    num_source_frames: int = 1
-    """That were read to choose from."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,13 +111,17 @@ def size_bucket(width: int, height: int, spec: ClipSpec) -> tuple[int, int]:
     (480, 832)
     """
     multiple, area = spec.size_multiple, spec.width * spec.height
-    buckets = {(spec.width, spec.height)}
+    buckets = {(spec.width, spec.height), (spec.height, spec.width)}
     for short in range(multiple, math.isqrt(area) + 1, multiple):
         long = area // short // multiple * multiple
         if short * long >= MIN_AREA_SHARE * area and long <= MAX_ASPECT * short:
             buckets |= {(long, short), (short, long)}
-    aspect = width / height
-    return min(sorted(buckets), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), -size[0] * size[1]))
+
+    def cost(size: tuple[int, int]) -> float:
+        asked = size in ((spec.width, spec.height), (spec.height, spec.width))
+        return abs(math.log(size[0] / size[1] * height / width)) - (ASKED_SIZE_GAIN if asked else 0)
+
+    return min(sorted(buckets), key=cost)
 
 
 def plan_clip(sample: SourceSample, spec: ClipSpec) -> ClipPlan:
@@ -147,7 +151,6 @@ def plan_clip(sample: SourceSample, spec: ClipSpec) -> ClipPlan:
         width=width,
         height=height,
         indices=tuple(int(index) for index in chosen[: buckets[0]]),
-        num_source_frames=len(times_s),
         notes=(
             *_rate_notes(times_s, spec.fps),
             *_size_notes(source_width, source_height, width, height),
@@ -163,17 +166,13 @@ def cut(sample: SourceSample, plan: ClipPlan, spec: ClipSpec, roles: Collection[
     """
     size = plan.width, plan.height
     if sample.is_picture:
-        frames_THWC = np.asarray(fit_image(load_image(sample.target), *size))[None]
+        frames_THWC = np.array(fit_image(load_image(sample.target), *size))[None]
     else:
         frames_THWC = _fitted(_at(sample.target, plan.indices, spec), *size)
     return Clip(
         frames_THWC=frames_THWC,
         images={role: fit_image(load_image(path), *size) for role, path in sample.images.items() if role in roles},
-        videos={
-            role: _fitted(_beside(role, path, plan, spec), *size)
-            for role, path in sample.videos.items()
-            if role in roles
-        },
+        videos={role: _fitted(_beside(role, sample, plan, spec), *size) for role in sample.videos if role in roles},
         layers_THW=None if sample.layers is None else _layers(sample.layers, plan),
     )
 
@@ -182,18 +181,24 @@ def _at(path: Path, indices: tuple[int, ...], spec: ClipSpec) -> np.ndarray:
     return read_video(path, max_s=spec.read_s)[list(indices)]
 
 
-def _beside(role: str, path: Path, plan: ClipPlan, spec: ClipSpec) -> np.ndarray:
-    """Frames of a video that goes with the target: of as many frames, frame for frame; of another rate, by time."""
-    frames_THWC, times_s = read_video(path, max_s=spec.read_s), frame_times(path, max_s=spec.read_s)
-    if len(frames_THWC) == plan.num_source_frames:
-        return frames_THWC[list(plan.indices)]
-    chosen = frame_choice(times_s, spec.fps)
+def _beside(role: str, sample: SourceSample, plan: ClipPlan, spec: ClipSpec) -> np.ndarray:
+    """Frames of a video that goes with the target: frame for frame if it has as many, whatever its clock; or by time.
+
+    Programs that draw skeletons or depth often write their frames at a rate of their own.
+    """
+    path = sample.videos[role]
+    own, target = video_info(path), video_info(sample.target)
+    if abs(own.fps * own.duration_s - target.fps * target.duration_s) <= 1:
+        frames_THWC = read_video(path, max_s=(plan.indices[-1] + READ_FRAMES) / own.fps)
+        if len(frames_THWC) > plan.indices[-1]:
+            return frames_THWC[list(plan.indices)]
+    chosen = frame_choice(frame_times(path, max_s=spec.read_s), spec.fps)
     if len(chosen) < plan.num_frames:
         raise DataError(
             f"{role} has {len(chosen)} frames at {spec.fps} fps and the clip {plan.num_frames}; give one as long as "
             "the target"
         )
-    return frames_THWC[chosen[: plan.num_frames]]
+    return _at(path, tuple(chosen[: plan.num_frames]), spec)
 
 
 def _fitted(frames_THWC: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -211,8 +216,8 @@ def _layers(path: Path, plan: ClipPlan) -> np.ndarray:
         raise DataError(f"{shown(path)} holds no layers_THW that can be read ({error}); write it again") from error
     if layers_THW.ndim != 3 or layers_THW.dtype != np.uint8 or len(layers_THW) <= plan.indices[-1]:
         raise DataError(
-            f"{shown(path)} has layers of {layers_THW.dtype} {layers_THW.shape}; they must be uint8 of one index a pixel "
-            "for each frame of the video"
+            f"{shown(path)} has layers of {layers_THW.dtype} {layers_THW.shape}; they must be uint8, one index a "
+            "pixel, for each frame of the video"
         )
     maps = [Image.fromarray(layers_THW[index]) for index in plan.indices]
     size = plan.width, plan.height

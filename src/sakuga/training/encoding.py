@@ -95,7 +95,7 @@ def choose_task(card: ModelCard, asked: str | None, samples: Sequence[SourceSamp
         if all(_missing_role(sample, task) is None for sample in samples):
             return task
     raise DataError(
-        f"no task of {card.name} ({', '.join(card.tasks)}) fits what the samples hold; say which with --task, and samples "
+        f"no task of {card.name} ({', '.join(card.tasks)}) fits what all samples hold; say which with --task: those "
         "that lack something for it are reported"
     )
 
@@ -124,7 +124,7 @@ class SampleEncoder:
         missing = _missing_role(sample, self._task)
         if missing is not None:
             raise DataError(
-                f"task {self._task} needs a {missing}, which the sample does not have; add it, or leave it out"
+                f"task {self._task} needs a {missing}, and the sample has none; add it or leave the sample out"
             )
         plan = plan_clip(sample, self._spec)
         file_sha256 = sha256_of(sample.target)
@@ -154,9 +154,9 @@ class SampleEncoder:
         if sample.layers is not None:
             files["layers"] = sha256_of(sample.layers)
         return video_key(
-            file=file_sha256, given=files, task=self._task_of(sample), encoders=_part_hashes(self._model.file_sha256, *parts),
-            width=plan.width, height=plan.height, num_frames=plan.num_frames, fps=self._spec.fps, crop="centre",
-            dtype=str(self._dtype),
+            file=file_sha256, given=files, task=self._task_of(sample), width=plan.width, height=plan.height,
+            num_frames=plan.num_frames, fps=self._spec.fps, crop="centre", dtype=str(self._dtype),
+            encoders=_part_hashes(self._model.file_sha256, *parts),
         )  # fmt: skip
 
     def _task_of(self, sample: SourceSample) -> str:
@@ -191,7 +191,8 @@ class SampleEncoder:
             if task in ("i2v", "flf2v") and role in ROLES[task] and role not in images:
                 images[role] = Image.fromarray(clip.frames_THWC[place])
         recipe = RenderRecipe(
-            model=card.name, weights_sha256=self._model.weights_sha256, prompt=sample.prompt, width=width, height=height,
+            model=card.name, weights_sha256=self._model.weights_sha256, prompt=sample.prompt, width=width,
+            height=height,
             num_frames=num_frames, fps=spec.fps, num_inference_steps=1, guidance_scale=1.0, seed=0,
             images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
             videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),

@@ -194,10 +194,8 @@ def _filtered(path: Path, rows: list[Row], where: Mapping[str, str]) -> list[Row
     columns = {name for row in rows for name in row}
     for name in where:
         if rows and name not in columns:
-            hint = did_you_mean(name, columns)
-            raise DataError(
-                f"{shown(path)} has no column {shown(name)} to filter by{hint}; it has {', '.join(columns)}"
-            )
+            hint, names = did_you_mean(name, columns), ", ".join(sorted(columns))
+            raise DataError(f"{shown(path)} has no column {shown(name)}{hint or ';'} there are {names}")
     return [row for row in rows if all(_text_of(row.get(name)) == value for name, value in where.items())]
 
 
@@ -213,9 +211,7 @@ def _from_row(name: str, metadata: Path, row: Row, split: str | None, prompt: st
     if target is None:
         raise DataError("the row names no file; fill in the column video or image")
     if target.suffix.lower() not in (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES):
-        raise DataError(
-            f"{shown(target.name)} is neither a video nor a picture by its suffix; convert it to mp4 or png"
-        )
+        raise DataError(f"{shown(target.name)} is no video or picture by its suffix; convert it to mp4 or png")
     images = {role: path for column, role in IMAGE_COLUMNS.items() if (path := _file(metadata, row, column))}
     videos = {role: path for column, role in VIDEO_COLUMNS.items() if (path := _file(metadata, row, column))}
     seed = _text_of(row.get("seed"))
@@ -241,9 +237,7 @@ def _caption(written: str, otherwise: str | None) -> tuple[str, tuple[str, ...]]
     if not written.strip() and otherwise is not None:
         return otherwise, ("without a caption, so --prompt stands for it",)
     if not written.strip():
-        raise DataError(
-            "the caption is empty; write what is to be seen, or give one text for all without with --prompt"
-        )
+        raise DataError("the caption is empty; write what is to be seen, or give one for all without with --prompt")
     return check_prompt("the caption", written), ()
 
 

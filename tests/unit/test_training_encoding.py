@@ -127,7 +127,7 @@ def test_what_a_task_needs(mini, sample, cache, tokenizer_dir):
         SampleEncoder(tiny_control(tokenizer_dir), cache, SPEC, "control").encode(bare)
     assert choose_task(card("wan-mini"), None, [bare]) == "i2v"
     assert choose_task(card("wan2.1-t2v-1.3b"), None, [sample]) == "t2v"
-    with pytest.raises(DataError, match="no task of wan2.1-fun-control-1.3b"):
+    with pytest.raises(DataError, match=r"no task of wan2\.1-fun-control-1\.3b"):
         choose_task(card("wan2.1-fun-control-1.3b"), None, [sample, bare])
     with pytest.raises(ModelError, match="no task 'control'"):
         choose_task(card("wan-mini"), "control", [sample])

@@ -118,8 +118,10 @@ def test_rows_that_cannot_be_used(folder):
     data = read_data(home)
     assert [sample.prompt for sample in data.samples] == ["one"]
     said = [entry.reason for entry in data.rejections]
-    for words in ("duplicate name: 'a.mp4'", "video 'gone.mp4' does not exist", "names no file", "no video or picture",
-                  "caption is empty", "'../a.mp4' does not exist", "input_image 'gone.png' does not exist"):  # fmt: skip
+    for words in (
+        "duplicate name: 'a.mp4'", "video 'gone.mp4' does not exist", "names no file", "no video or picture",
+        "caption is empty", "'../a.mp4' does not exist", "input_image 'gone.png' does not exist",
+    ):  # fmt: skip
         assert sum(words in reason for reason in said) == 1, (words, said)
 
 

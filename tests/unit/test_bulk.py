@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sakuga.errors import DeviceError, ManifestError, OutputError
-from sakuga.farm.bulk import check_job_paths, gpu_shortage, run_bulk
+from sakuga.farm.bulk import check_job_paths, run_bulk
+from sakuga.farm.rows import gpu_shortage
 
 
 def test_paths_of_a_submitted_job(tmp_path, monkeypatch):

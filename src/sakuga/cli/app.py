@@ -18,6 +18,7 @@ from sakuga.cli.evaluate import evaluate
 from sakuga.cli.jobs import cancel, download, jobs, logs, submit, watch
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
+from sakuga.cli.prepare import prepare
 from sakuga.cli.render import render
 from sakuga.cli.serve import serve
 from sakuga.cli.synth import synth
@@ -61,6 +62,7 @@ app.command()(serve)
 for command in (submit, jobs, watch, cancel, download, logs):
     app.command()(command)
 app.command()(synth)
+app.command()(prepare)
 app.command()(evaluate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")

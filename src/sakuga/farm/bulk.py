@@ -11,17 +11,13 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import ray
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError, SystemException
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from sakuga import settings
-from sakuga.errors import ClusterError, DeviceError, ManifestError, OutputError, shown
-from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
+from sakuga.errors import ClusterError, ManifestError, OutputError, shown
 from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.manifest import read_manifest
@@ -35,15 +31,11 @@ from sakuga.farm.results import (
     summarise,
     write_results,
 )
+from sakuga.farm.rows import LOCAL, RAY_FAILURES, check_gpus, check_worker_device, cluster, outcomes
 from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, EngineOptions, RenderPlan, RenderWorker, result_of
 from sakuga.media import check_output_dir, write_json_atomic
 
 log = logging.getLogger(__name__)
-
-LOCAL = "local"
-RAY_FAILURES = (RayError, SystemException, ExecutionTimeoutError, ConnectionError)
-WORKER_DEVICES = ("cpu", "cuda")
-HEADROOM_CPUS = 4  # logical CPUs that Ray Data's own tasks want beside the workers
 
 
 def run_bulk(
@@ -152,103 +144,24 @@ def told(stopped: BaseException, summary: BulkSummary) -> KeyboardInterrupt | Cl
     return ClusterError(f"Ray failed ({type(cause).__name__}: {words}); {settled}; run the same command again")
 
 
-def check_worker_device(name: str) -> None:
-    """Raises DeviceError for all but cpu and cuda: Ray shows each worker one GPU, which it sees as cuda:0."""
-    if name not in WORKER_DEVICES:
-        raise DeviceError(f"device {shown(name)} is not for a bulk run: Ray gives each worker a GPU; take cpu or cuda")
-
-
-def gpu_shortage(num_gpus: float, num_workers: int) -> str | None:
-    """What is wrong when each worker wants a GPU, or None.
-
-    >>> gpu_shortage(2, 3)
-    '3 workers want a GPU each and Ray sees 2; use --num-workers 2'
-    """
-    if num_workers <= num_gpus:
-        return None
-    cure = f"--num-workers {num_gpus:.0f}" if num_gpus >= 1 else "--device cpu, or see `sakuga doctor`"
-    plural = "s want a GPU each" if num_workers > 1 else " wants a GPU"
-    return f"{num_workers} worker{plural} and Ray sees {num_gpus:.0f}; use {cure}"
-
-
 def _render_all(
     todo: RunPlan, plan: RenderPlan, num_workers: int, address: str | None, results: dict[str, RowResult]
 ) -> None:
     """Run the tasks on Ray and put each result into `results` as it comes."""
+    on_gpu = plan.device.startswith("cuda")
+    rows = [task.columns() for task in todo.tasks]
     with (
-        _cluster(address, num_workers),
+        cluster(address, num_workers),
         signals_interrupt(),
-        contextlib.closing(_outcomes(todo, plan, num_workers)) as outcomes,
+        contextlib.closing(
+            outcomes(rows, RenderWorker, plan, num_workers=num_workers, num_gpus=int(on_gpu))
+        ) as answers,
     ):
-        if plan.device.startswith("cuda"):
-            _check_gpus(num_workers, may_grow=address != LOCAL)
-        for result in outcomes:
+        if on_gpu:
+            check_gpus(num_workers, may_grow=address != LOCAL)
+        for result in map(result_of, answers):
             results[result.row] = result
             try:
                 append_result(Path(plan.out), result)
             except OSError as error:  # the whole file is written at the end, which raises if it still cannot be
                 log.warning("result of row=%s not written yet: %s", result.row, error)
-
-
-def _check_gpus(num_workers: int, *, may_grow: bool) -> None:
-    """Ray would wait for ever for a GPU that nobody adds."""
-    shortage = gpu_shortage(ray.cluster_resources().get("GPU", 0), num_workers)
-    if shortage is None:
-        return
-    if not may_grow:
-        raise ClusterError(shortage)
-    log.warning("%s, unless the cluster adds nodes; the run waits for them", shortage)
-
-
-def _outcomes(todo: RunPlan, plan: RenderPlan, num_workers: int) -> Generator[RowResult]:
-    """Results in the order in which they are done."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution, amid our bars
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    num_gpus = 1 if plan.device.startswith("cuda") else 0
-    rows = (
-        # One row a block, in manifest order; a repartition would give the same blocks in any order, 2 s later.
-        ray.data.from_items([task.columns() for task in todo.tasks], override_num_blocks=len(todo.tasks)).map_batches(
-            RenderWorker,
-            fn_constructor_args=(plan,),
-            batch_size=1,
-            # One task in flight: a second one would wait behind a busy worker while another is idle at the end.
-            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=num_gpus,
-        )
-    )
-    # No prefetch: it would hold back each result until the next video is done.
-    for columns in rows.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
-        yield result_of({str(name): values[0] for name, values in columns.items()})
-
-
-@contextlib.contextmanager
-def _cluster(address: str | None, num_workers: int) -> Iterator[None]:
-    """A connection to Ray for the block; one that exists already is used and kept."""
-    if ray.is_initialized():
-        yield
-        return
-    settings.set_for_libraries(RAY_ENVIRONMENT)
-    try:
-        if address == LOCAL:
-            ray.init(
-                address=LOCAL,
-                num_cpus=max(LOGICAL_CPUS, num_workers + HEADROOM_CPUS),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-            )
-        else:
-            ray.init(address=address, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {address or 'auto'} ({error}); start one, or use --address local"
-        ) from error
-    try:
-        if ray.cluster_resources().get("CPU", 0) < num_workers + 1:
-            log.warning("the cluster has few logical CPUs for %d workers; Ray Data may stall", num_workers)
-        yield
-    finally:
-        ray.shutdown()

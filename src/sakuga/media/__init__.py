@@ -16,7 +16,7 @@ from sakuga.media.sheets import (
     thumbnail_webp,
     write_animation,
 )
-from sakuga.media.video import VideoInfo, read_video, video_info, video_sha256, write_mp4
+from sakuga.media.video import VideoInfo, frame_times, read_video, video_info, video_sha256, write_mp4
 
 __all__ = [
     "MAX_PIXELS",
@@ -26,6 +26,7 @@ __all__ = [
     "check_output_dir",
     "contact_sheet",
     "fit_image",
+    "frame_times",
     "image_sha256",
     "load_image",
     "read_video",

@@ -7,9 +7,12 @@ Run its tests: pytest tests/unit/test_media_video.py
 """
 
 import hashlib
+import math
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -56,28 +59,52 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> None:
             raise _encoder_error(path, run)
 
 
-def read_video(path: str | Path, *, max_pixels: int = MAX_VIDEO_PIXELS) -> np.ndarray:
-    """All frames of a video as uint8 RGB of shape THWC. Raises VideoError when it is missing, damaged or too large."""
+def read_video(path: str | Path, *, max_pixels: int = MAX_VIDEO_PIXELS, max_s: float | None = None) -> np.ndarray:
+    """All frames of a video, or those of its first `max_s` seconds, as uint8 RGB of shape THWC.
+
+    Raises VideoError when it is missing, damaged or too large.
+    """
     info = video_info(path)
     too_large = VideoError(
         f"{shown(path)} is {info.width}x{info.height}, {info.duration_s:.1f} s at {info.fps:g} fps; "
         f"at most {max_pixels:,} pixels in all are taken, cut or shrink it"
     )
-    if info.width * info.height * info.duration_s * info.fps > max_pixels:
+    if info.width * info.height * min(info.duration_s, max_s or math.inf) * info.fps > max_pixels:
         raise too_large
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-nostdin", "-i", _file_url(path)]
-    command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-sws_flags", SWS_FLAGS]
     # PPM frames say their own size, so that a rotated or resized stream cannot be cut at wrong places.
-    command += ["-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-fs", str(3 * max_pixels), "-"]
+    output = ["-sws_flags", SWS_FLAGS, "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe"]
+    data = _decoded(path, max_s, [*output, "-fs", str(3 * max_pixels)])
+    if len(data) > 3 * max_pixels:  # the stated length can be a lie; -fs ended the decoding there
+        raise too_large
+    return _parse_ppm_frames(data, path)
+
+
+def frame_times(path: str | Path, *, max_s: float | None = None) -> np.ndarray:
+    """When each frame that `read_video` gives is shown, in seconds from the first one on. Raises VideoError."""
+    video_info(path)
+    # The stream's own clock: the encoder's would round every time to one of a constant rate.
+    text = _decoded(path, max_s, ["-enc_time_base", "demux", "-f", "framecrc"]).decode("ascii", "replace")
+    clocks = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("#tb 0: ")]
+    ticks = [line.split(",")[2].strip() for line in text.splitlines() if line and not line.startswith("#")]
+    if not clocks or not ticks or not all(tick.lstrip("-").isdigit() for tick in ticks):
+        raise VideoError(f"{shown(path)} has frames without a time; convert it to mp4")
+    times = np.array([int(tick) for tick in ticks]) * float(Fraction(clocks[0]))
+    if (np.diff(times) <= 0).any():
+        raise VideoError(f"{shown(path)} has frames whose times do not rise; convert it to mp4")
+    return times - times[0]
+
+
+def _decoded(path: str | Path, max_s: float | None, output: Sequence[str]) -> bytes:
+    """What ffmpeg writes for the frames of the first video stream, each of them once."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-nostdin", "-i", _file_url(path)]
+    command += ["-map", "0:v:0", "-fps_mode", "passthrough", *(["-t", f"{max_s:.6f}"] if max_s is not None else [])]
     try:
-        run = subprocess.run(command, capture_output=True, check=False, timeout=DECODE_LIMIT_S)
+        run = subprocess.run([*command, *output, "-"], capture_output=True, check=False, timeout=DECODE_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise VideoError(f"{shown(path)} took over {DECODE_LIMIT_S} s to decode; cut or shrink it") from None
-    if len(run.stdout) > 3 * max_pixels:  # the stated length can be a lie; -fs ended the decoding there
-        raise too_large
     if run.returncode != 0:
         raise VideoError(f"{shown(path)} is damaged or cut off ({_last_line(run.stderr)}); copy it again")
-    return _parse_ppm_frames(run.stdout, path)
+    return run.stdout
 
 
 def video_info(path: str | Path) -> VideoInfo:

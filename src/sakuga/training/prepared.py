@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ class LatentCache:
 
     def put(self, kind: str, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Store an entry. One that is there already stays: the same key means the same content up to rounding."""
-        aside = self._local / "new" / f"{key}.{id(tensors):x}.safetensors"
+        aside = self._local / "new" / f"{key}.{secrets.token_hex(8)}.safetensors"
         aside.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, aside)

@@ -7,7 +7,7 @@ import torch
 
 from sakuga.errors import NumericsError
 from sakuga.training.checkpoint import publish, read_state
-from sakuga.training.loop import LoopOptions, run_loop
+from sakuga.training.loop import LoopOptions, Wish, run_loop
 from tiny_training import config, prepared_set, trainer_of
 
 
@@ -25,8 +25,8 @@ class Watching:
     def on_checkpoint(self, state, staged):
         self.checkpoints.append(publish(staged, self.folder / f"checkpoint_{state.step}"))
 
-    def must_stop(self, step):
-        return step == self.stop_at
+    def wish(self, step):
+        return Wish.STOP if step == self.stop_at else Wish.GO_ON
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ Run: pytest tests/unit/test_training_loop.py
 
 from __future__ import annotations
 
+import enum
 import logging
 import shutil
 import time
@@ -24,6 +25,16 @@ from sakuga.wan.passport import LoraPassport
 logger = logging.getLogger(__name__)
 
 
+class Wish(enum.IntEnum):
+    """What a watcher wants after a step."""
+
+    GO_ON = 0
+    SAVE = 1
+    """A checkpoint now, as when a machine is about to be taken away."""
+    STOP = 2
+    """A checkpoint, and the end."""
+
+
 class Watcher(Protocol):
     """Who looks at a run; called on every worker."""
 
@@ -35,8 +46,8 @@ class Watcher(Protocol):
         """A checkpoint was written into `staged`, which is the watcher's to keep; None on workers without it."""
         ...
 
-    def must_stop(self, step: int) -> bool:
-        """Whether to save and end now; the same answer on every worker."""
+    def wish(self, step: int) -> Wish:
+        """The same answer on every worker."""
         ...
 
 
@@ -67,11 +78,12 @@ def run_loop(trainer: Trainer, watcher: Watcher, options: LoopOptions, staging: 
         began = time.monotonic()
         report = trainer.train_step()
         watcher.on_step(report, time.monotonic() - began)
-        ends = trainer.step == config.num_steps or watcher.must_stop(trainer.step)
+        wish = watcher.wish(trainer.step)
+        ends = trainer.step == config.num_steps or wish is Wish.STOP
         if held_out and (ends or trainer.step % options.evaluate_every == 0):
             metrics = _evaluate(trainer, watcher, held_out)
         state = _state(trainer, {"loss": report.loss, **metrics})
-        if ends or trainer.step % options.save_every == 0:
+        if ends or wish is Wish.SAVE or trainer.step % options.save_every == 0:
             staged = staging / f"step_{trainer.step:07}"
             trainer.write(staged, state, passport_of(trainer, options, metrics))
             watcher.on_checkpoint(state, staged if trainer.world.is_first else None)
@@ -113,26 +125,3 @@ def _state(trainer: Trainer, metrics: Mapping[str, float]) -> RunState:
         weights_sha256=trainer.model.weights_sha256,
         metrics=metrics,
     )
-
-
-class Watchers:
-    """Several watchers as one; it stops when any of them says so."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self.watchers = watchers
-
-    def on_step(self, report: StepReport, step_s: float) -> None:
-        for watcher in self.watchers:
-            watcher.on_step(report, step_s)
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        for watcher in self.watchers:
-            watcher.on_evaluation(step, metrics)
-
-    def on_checkpoint(self, state: RunState, staged: Path | None) -> None:
-        for watcher in self.watchers:
-            watcher.on_checkpoint(state, staged)
-
-    def must_stop(self, step: int) -> bool:
-        answers = [watcher.must_stop(step) for watcher in self.watchers]  # all are asked: some answers are exchanges
-        return any(answers)

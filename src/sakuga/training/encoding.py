@@ -161,7 +161,7 @@ class SampleEncoder:
 
     def _task_of(self, sample: SourceSample) -> str:
         """A picture whose first frame is given would hold nothing to learn."""
-        still = sample.is_picture and not sample.images
+        still = sample.is_picture and "input_image" not in sample.images
         return "t2v" if still and self._task in ("i2v", "flf2v") and "t2v" in self._model.card.tasks else self._task
 
     def _video_tensors(self, sample: SourceSample, plan: ClipPlan) -> dict[str, torch.Tensor]:
@@ -192,8 +192,7 @@ class SampleEncoder:
                 images[role] = Image.fromarray(clip.frames_THWC[place])
         recipe = RenderRecipe(
             model=card.name, weights_sha256=self._model.weights_sha256, prompt=sample.prompt, width=width,
-            height=height,
-            num_frames=num_frames, fps=spec.fps, num_inference_steps=1, guidance_scale=1.0, seed=0,
+            height=height, num_frames=num_frames, fps=spec.fps, num_inference_steps=1, guidance_scale=1.0, seed=0,
             images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
             videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
         )  # fmt: skip

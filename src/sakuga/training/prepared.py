@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sakuga.errors import ConflictError, DataError, NotFoundError, shown
+from sakuga.errors import ConflictError, DataError, NotFoundError, OutputError, shown
 from sakuga.media import write_json_atomic
 from sakuga.storage.objects import ObjectStore, open_objects
 
@@ -132,11 +132,19 @@ class LatentCache:
         return (self._local / name).is_file() or bool(self._objects.names(name))
 
     def put(self, kind: str, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store an entry. One that is there already stays: the same key means the same content up to rounding."""
+        """Store an entry. One that is there already stays: the same key means the same content up to rounding.
+
+        Raises OutputError, DiskFullError or StorageError when it cannot be written.
+        """
         aside = self._local / "new" / f"{key}.{secrets.token_hex(8)}.safetensors"
-        aside.parent.mkdir(parents=True, exist_ok=True)
         try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
+        except (SafetensorError, OSError) as error:
+            aside.unlink(missing_ok=True)
+            reason = f"{shown(aside.parent)} cannot be written ({shown(error)})"
+            raise OutputError(f"{reason}; free some space there or name another folder") from error
+        try:
             self._objects.put(_name(kind, key), aside)
         except ConflictError:
             pass

@@ -152,7 +152,7 @@ def test_a_job_needs_absolute_paths(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr("sakuga.settings.in_submitted_job", lambda: True)
     with pytest.raises(OutputError, match="--out is 'out'"):
         prepare(PrepareRequest(data=mixed, out=Path("out")))
-    with pytest.raises(OutputError, match="--cache is 'latents', .* absolute path or s3"):
+    with pytest.raises(OutputError, match=r"--cache is 'latents', .* absolute path or s3"):
         prepare(PrepareRequest(data=mixed, out=tmp_path / "out", cache="latents"))
 
 

@@ -246,7 +246,11 @@ def trimmed(context_LD: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _fast_vae(pipe: WanVideoPipeline) -> Iterator[None]:
-    """The VAE of a model in fp32 computes in bf16 within the block."""
+    """The VAE of a model in fp32 computes in bf16 within the block.
+
+    Wan-mini on two cores: 0.20 s a clip of 128x128x33 in place of 1.01; latents differ by 1.0 % (L2, 0.06 at most where
+    their deviation is 1), what is decoded from them by 57.9 dB, and it is as far from the clip as before (23.7 dB).
+    """
     if pipe.torch_dtype == torch.float32:
         pipe.vae.encode = torch.autocast(torch.device(pipe.device).type, torch.bfloat16)(pipe.vae.encode)
     try:

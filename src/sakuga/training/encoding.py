@@ -239,7 +239,7 @@ def _neighbours(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def trimmed(context_LD: torch.Tensor) -> torch.Tensor:
-    """Without the zero rows at the end, of which a prompt of 30 tokens has 482; `order.py` puts them back."""
+    """Without the zero rows at the end, of which a prompt of 30 tokens has 482; `batches.py` puts them back."""
     filled = context_LD.ne(0).any(1).nonzero()
     return context_LD[: int(filled.max()) + 1 if len(filled) else 1]
 

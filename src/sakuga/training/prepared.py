@@ -6,7 +6,7 @@
     CACHE/videos/KEY.safetensors, CACHE/texts/KEY.safetensors       OUT/cache, another folder or s3://bucket/prefix
 
 A key is the sha256 of all that decides the content, so an entry is written once, by whoever comes first, and shared by
-every data set and every trial of a sweep. `training/encoding.py` fills the cache, `training/order.py` reads it.
+every data set and every trial of a sweep. `training/encoding.py` fills the cache, `training/batches.py` reads it.
 
 Shapes: C latent channels, T latent frames, h and w latent pixels, L text tokens without padding, D width, G = 3 layers.
 Run: pytest tests/unit/test_training_prepared.py

@@ -135,7 +135,7 @@ def test_gpus_that_are_not_there(run, manifest, monkeypatch, caplog):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     with pytest.raises(ClusterError, match="2 workers want a GPU each and Ray sees 0; use --device cpu"):
         run(manifest("dance", "dance"), device="cuda")
-    monkeypatch.setattr(bulk, "_outcomes", lambda todo, plan, num_workers: (result for result in ()))
+    monkeypatch.setattr(bulk, "outcomes", lambda *_, **__: (result for result in ()))
     assert run(manifest("dance"), device="cuda", address="auto").not_run == 1
     assert "1 worker wants a GPU and Ray sees 0" in caplog.text
 

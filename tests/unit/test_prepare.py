@@ -1,18 +1,19 @@
 """Data preparation without Ray: index, report, contact sheet, and what happens to bad data."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sakuga.cli.main import run
-from sakuga.errors import BusyError, DataError, GeometryError
+from sakuga.errors import BusyError, DataError, DiskFullError, GeometryError, OutputError, WorkerDiedError
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.prepare import REPORT_NAME, SHEET_NAME, PrepareRequest, prepare
 from sakuga.media import write_mp4
 from sakuga.synth.dataset import write_dataset
-from sakuga.training.prepared import INDEX_NAME, PreparedSet
+from sakuga.training.prepared import INDEX_NAME, LatentCache, PreparedSet
 
 TINY = {"width": 32, "height": 32, "num_frames": 5}
 
@@ -114,6 +115,45 @@ def test_refused_before_anything_is_read(mixed, tmp_path):
     (tmp_path / "out").mkdir(exist_ok=True)
     with folder_lock(tmp_path / "out"), pytest.raises(BusyError):
         prepare(PrepareRequest(data=mixed, out=tmp_path / "out", **TINY))
+
+
+def test_a_machine_that_fails_is_no_fault_of_a_file(mixed, tmp_path, monkeypatch):
+    def full(*_):
+        raise DiskFullError("no space is left")
+
+    monkeypatch.setattr(LatentCache, "put", full)
+    with pytest.raises(DiskFullError):
+        prepare(PrepareRequest(data=mixed, out=tmp_path / "out", **TINY))
+    assert not (tmp_path / "out" / INDEX_NAME).exists()
+
+
+def test_a_file_that_kills_its_process_is_rejected(mixed, tmp_path, monkeypatch):
+    def count(_, index):
+        if index == "0":
+            raise WorkerDiedError("died twice")
+
+    monkeypatch.setattr("sakuga.farm.prepare.count_attempt", count)
+    prepare(PrepareRequest(data=mixed, out=tmp_path / "out", **TINY))
+    rejected = {file["name"]: file["reason"] for file in report_of(tmp_path / "out")["files"] if file["reason"]}
+    assert "its process died" in rejected["a.mp4"]
+
+
+def test_stopped_it_goes_on(mixed, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    request = PrepareRequest(data=mixed, out=tmp_path / "out", **TINY)
+    with pytest.raises(KeyboardInterrupt, match="1 of 6 samples are done and stay in the cache"):
+        prepare(request, on_sample=stop)
+    assert prepare(request).num_new == 2
+
+
+def test_a_job_needs_absolute_paths(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr("sakuga.settings.in_submitted_job", lambda: True)
+    with pytest.raises(OutputError, match="--out is 'out'"):
+        prepare(PrepareRequest(data=mixed, out=Path("out")))
+    with pytest.raises(OutputError, match=r"--cache is 'latents', .* absolute path or s3"):
+        prepare(PrepareRequest(data=mixed, out=tmp_path / "out", cache="latents"))
 
 
 def test_command(dancers, tmp_path, capsys):

@@ -74,6 +74,12 @@ def test_target_image_and_layers(mini, sample, cache):
     assert (found["latents_CThw"] - exact).norm() / exact.norm() < 0.03  # 0.010 on clips of 128x128, here on noise
 
 
+def test_a_model_in_bf16_keeps_its_numbers(sample, cache):
+    found = locate(card("wan-mini"), cache_dir=from_environment().cache_dir)
+    latents = tensors(load_model(found, precision="bf16", stages=("encode",)), sample, "i2v", cache)["latents_CThw"]
+    assert latents.dtype == torch.bfloat16
+
+
 def test_without_an_image_the_target_gives_it(mini, sample, cache):
     bare = dataclasses.replace(sample, images={})
     first, both = tensors(mini, bare, "i2v", cache)["y_CThw"], tensors(mini, bare, "flf2v", cache)["y_CThw"]

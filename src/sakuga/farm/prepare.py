@@ -21,16 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from sakuga import settings
-from sakuga.errors import (
-    ClusterError,
-    DataError,
-    MemoryLimitError,
-    OutputError,
-    SakugaError,
-    StorageError,
-    WorkerDiedError,
-    shown,
-)
+from sakuga.errors import ClusterError, DataError, OutputError, SakugaError, WorkerDiedError, shown
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.worker import ATTEMPTS_FOLDER, count_attempt, error_columns, forget_attempts
 from sakuga.media import check_output_dir, contact_sheet, save_image, write_json_atomic
@@ -39,7 +30,7 @@ from sakuga.training.encoding import EncodedSample, SampleEncoder, choose_task, 
 from sakuga.training.layouts import DataSet, SourceSample, read_data, split_of
 from sakuga.training.prepared import LatentCache, PreparedSample, PreparedSet
 from sakuga.wan.catalogue import card as card_named
-from sakuga.wan.loading import load_model, locate
+from sakuga.wan.loading import WeightSet, load_model, locate
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +38,8 @@ REPORT_NAME = "report.json"
 SHEET_NAME = "contact_sheet.png"
 CACHE_NAME = "cache"
 SHEET_ROWS = 16
-MACHINE_FAULTS = (StorageError, OutputError, MemoryLimitError)
-"""The sample is not to blame, and the next one would meet the same."""
+MACHINE_FAULTS = (OSError, MemoryError)
+"""Storage, output and memory: the sample is not to blame, and the next one would meet the same."""
 
 OnSample = Callable[[int, int], None]
 """Called with samples done and the number of all."""
@@ -169,11 +160,37 @@ def prepare(
         StorageError, MemoryLimitError, ClusterError: the machine's, in the middle; run again, it goes on.
     """
     began = time.monotonic()
+    plan, data, found = _planned(request, num_workers)
+    out = plan.request.out
+    with folder_lock(out):
+        answers = _encoded(plan, address, on_sample)
+        prepared = PreparedSet(
+            model=found.card.name, weights_sha256=found.sha256, task=plan.task,
+            samples=_prepared_samples(plan, answers), empty_text_key=key_of_text(found.card, found.file_sha256, ""),
+            cache=plan.cache if request.cache is not None else CACHE_NAME,
+        )  # fmt: skip
+        reports = _reports(data, plan, answers, prepared)
+        summary = PrepareSummary(
+            out=out,
+            task=plan.task,
+            num_train=len(prepared.of("train")),
+            num_test=len(prepared.of("test")),
+            num_new=sum(isinstance(answer, EncodedSample) and answer.is_new for answer in answers.values()),
+            num_rejected=sum(report.status == "rejected" for report in reports),
+            seconds=round(time.monotonic() - began, 2),
+        )
+        _write(prepared, reports, summary, data, plan)
+    return summary
+
+
+def _planned(request: PrepareRequest, num_workers: int) -> tuple[PreparePlan, DataSet, WeightSet]:
+    """All that can be refused before a model is loaded."""
+    if settings.in_submitted_job():
+        _check_job_paths(request)
     environment, card = settings.from_environment(), card_named(request.model)
-    out = check_output_dir(request.out).resolve()
-    weights = request.weights
+    out, weights = check_output_dir(request.out).resolve(), request.weights
     if weights is not None and "://" not in weights:
-        weights = str(Path(weights).resolve())
+        weights = str(Path(weights).resolve())  # a worker's current folder is another one
     request = dataclasses.replace(request, out=out, weights=weights)
     spec = ClipSpec(
         width=request.width or card.width,
@@ -183,38 +200,41 @@ def prepare(
         size_multiple=card.size_multiple,
     )
     card.check_geometry(spec.width, spec.height, spec.num_frames)
+    cache = request.cache or str(out / CACHE_NAME)
+    if "://" not in cache:
+        cache = str(check_output_dir(Path(cache)).resolve())
     data = read_data(request.data.resolve(), where=request.where, prompt=request.prompt)
-    task = choose_task(card, request.task, data.samples)
-    found = locate(card, weights, cache_dir=environment.cache_dir, endpoint_url=environment.s3_endpoint_url)
     plan = PreparePlan(
-        request=request, samples=data.samples, spec=spec, task=task, cache=_cache_address(request),
-        num_workers=min(num_workers, len(data.samples)),
+        request=request, samples=data.samples, spec=spec, task=choose_task(card, request.task, data.samples),
+        cache=cache, num_workers=min(num_workers, len(data.samples)),
     )  # fmt: skip
-    with folder_lock(out):
-        shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
-        answers: dict[int, EncodedSample | str] = {}
+    found = locate(card, weights, cache_dir=environment.cache_dir, endpoint_url=environment.s3_endpoint_url)
+    return plan, data, found
+
+
+def _check_job_paths(request: PrepareRequest) -> None:
+    from sakuga.farm.bulk import check_job_paths
+
+    check_job_paths(request.data, request.out)
+    if request.cache is not None and "://" not in request.cache and not Path(request.cache).is_absolute():
+        raise OutputError(f"--cache is {shown(request.cache)}, which a job would lose; give an absolute path or s3://")
+
+
+def _encoded(plan: PreparePlan, address: str | None, on_sample: OnSample | None) -> dict[int, EncodedSample | str]:
+    """Of every sample, by its place in the plan, what was encoded or why it is rejected."""
+    shutil.rmtree(plan.request.out / ATTEMPTS_FOLDER, ignore_errors=True)
+    answers: dict[int, EncodedSample | str] = {}
+    try:
         for index, answer in _answers(plan, address):
             answers[index] = answer
             if on_sample is not None:
                 on_sample(len(answers), len(plan.samples))
-        shutil.rmtree(out / ATTEMPTS_FOLDER, ignore_errors=True)
-        prepared = PreparedSet(
-            model=card.name, weights_sha256=found.sha256, task=task, samples=_prepared_samples(plan, answers),
-            empty_text_key=key_of_text(card, found.file_sha256, ""),
-            cache=plan.cache if request.cache is not None else CACHE_NAME,
-        )  # fmt: skip
-        reports = _reports(data, plan, answers, prepared)
-        summary = PrepareSummary(
-            out=out,
-            task=task,
-            num_train=len(prepared.of("train")),
-            num_test=len(prepared.of("test")),
-            num_new=sum(isinstance(answer, EncodedSample) and answer.is_new for answer in answers.values()),
-            num_rejected=sum(report.status == "rejected" for report in reports),
-            seconds=round(time.monotonic() - began, 2),
-        )
-        _write(prepared, reports, summary, data, plan)
-    return summary
+    except KeyboardInterrupt:
+        done = f"{len(answers)} of {len(plan.samples)} samples are done and stay in the cache"
+        raise KeyboardInterrupt(f"stopped; {done}; run the same command again to go on") from None
+    finally:
+        shutil.rmtree(plan.request.out / ATTEMPTS_FOLDER, ignore_errors=True)
+    return answers
 
 
 def _answers(plan: PreparePlan, address: str | None) -> Iterator[tuple[int, EncodedSample | str]]:
@@ -259,11 +279,6 @@ def _answer(columns: Mapping[str, object]) -> tuple[int, EncodedSample | str]:
         return index, str(columns["reason"])
     fields["notes"] = tuple(fields["notes"])
     return index, EncodedSample(**fields)
-
-
-def _cache_address(request: PrepareRequest) -> str:
-    address = request.cache or str(request.out / CACHE_NAME)
-    return address if "://" in address else str(Path(address).resolve())
 
 
 def _prepared_samples(plan: PreparePlan, answers: Mapping[int, EncodedSample | str]) -> tuple[PreparedSample, ...]:

@@ -161,7 +161,7 @@ class SampleEncoder:
 
     def _task_of(self, sample: SourceSample) -> str:
         """A picture whose first frame is given would hold nothing to learn."""
-        still = sample.is_picture and not sample.images
+        still = sample.is_picture and "input_image" not in sample.images
         return "t2v" if still and self._task in ("i2v", "flf2v") and "t2v" in self._model.card.tasks else self._task
 
     def _video_tensors(self, sample: SourceSample, plan: ClipPlan) -> dict[str, torch.Tensor]:
@@ -192,8 +192,7 @@ class SampleEncoder:
                 images[role] = Image.fromarray(clip.frames_THWC[place])
         recipe = RenderRecipe(
             model=card.name, weights_sha256=self._model.weights_sha256, prompt=sample.prompt, width=width,
-            height=height,
-            num_frames=num_frames, fps=spec.fps, num_inference_steps=1, guidance_scale=1.0, seed=0,
+            height=height, num_frames=num_frames, fps=spec.fps, num_inference_steps=1, guidance_scale=1.0, seed=0,
             images=tuple(ImageRef(role=role, sha256=image_sha256(image)) for role, image in images.items()),
             videos=tuple(VideoRef(role=role, sha256=video_sha256(video)) for role, video in videos.items()),
         )  # fmt: skip
@@ -240,14 +239,18 @@ def _neighbours(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def trimmed(context_LD: torch.Tensor) -> torch.Tensor:
-    """Without the zero rows at the end, of which a prompt of 30 tokens has 482; `order.py` puts them back."""
+    """Without the zero rows at the end, of which a prompt of 30 tokens has 482; `batches.py` puts them back."""
     filled = context_LD.ne(0).any(1).nonzero()
     return context_LD[: int(filled.max()) + 1 if len(filled) else 1]
 
 
 @contextlib.contextmanager
 def _fast_vae(pipe: WanVideoPipeline) -> Iterator[None]:
-    """The VAE of a model in fp32 computes in bf16 within the block."""
+    """The VAE of a model in fp32 computes in bf16 within the block.
+
+    Wan-mini on two cores: 0.20 s a clip of 128x128x33 in place of 1.01; latents differ by 1.0 % (L2, 0.06 at most where
+    their deviation is 1), what is decoded from them by 57.9 dB, and it is as far from the clip as before (23.7 dB).
+    """
     if pipe.torch_dtype == torch.float32:
         pipe.vae.encode = torch.autocast(torch.device(pipe.device).type, torch.bfloat16)(pipe.vae.encode)
     try:

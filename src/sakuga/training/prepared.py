@@ -6,7 +6,7 @@
     CACHE/videos/KEY.safetensors, CACHE/texts/KEY.safetensors       OUT/cache, another folder or s3://bucket/prefix
 
 A key is the sha256 of all that decides the content, so an entry is written once, by whoever comes first, and shared by
-every data set and every trial of a sweep. `training/encoding.py` fills the cache, `training/order.py` reads it.
+every data set and every trial of a sweep. `training/encoding.py` fills the cache, `training/batches.py` reads it.
 
 Shapes: C latent channels, T latent frames, h and w latent pixels, L text tokens without padding, D width, G = 3 layers.
 Run: pytest tests/unit/test_training_prepared.py
@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sakuga.errors import ConflictError, DataError, NotFoundError, shown
+from sakuga.errors import ConflictError, DataError, NotFoundError, OutputError, shown
 from sakuga.media import write_json_atomic
 from sakuga.storage.objects import ObjectStore, open_objects
 
@@ -132,11 +132,19 @@ class LatentCache:
         return (self._local / name).is_file() or bool(self._objects.names(name))
 
     def put(self, kind: str, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store an entry. One that is there already stays: the same key means the same content up to rounding."""
+        """Store an entry. One that is there already stays: the same key means the same content up to rounding.
+
+        Raises OutputError, DiskFullError or StorageError when it cannot be written.
+        """
         aside = self._local / "new" / f"{key}.{secrets.token_hex(8)}.safetensors"
-        aside.parent.mkdir(parents=True, exist_ok=True)
         try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
+        except (SafetensorError, OSError) as error:
+            aside.unlink(missing_ok=True)
+            reason = f"{shown(aside.parent)} cannot be written ({shown(error)})"
+            raise OutputError(f"{reason}; free some space there or name another folder") from error
+        try:
             self._objects.put(_name(kind, key), aside)
         except ConflictError:
             pass

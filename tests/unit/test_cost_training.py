@@ -271,7 +271,7 @@ def test_two_experts_in_one_run_hold_both_bases():
     ("change", "message"),
     [
         ({"fsdp": True}, "there is one"),
-        ({"num_gpus": 3, "ulysses": 2}, "not a multiple of ulysses 2"),
+        ({"num_gpus": 3, "ulysses": 2}, "ulysses 2 does not divide the number of GPUs, 3"),
         ({"num_gpus": 3, "ulysses": 3}, "does not divide the 40 heads"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"num_gpus": 0}, "num_gpus is 0"),

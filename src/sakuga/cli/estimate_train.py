@@ -85,7 +85,10 @@ def _text(told: "TrainEstimate", advice: str | None) -> Group:
         facts.append(("ranks", f"{duration(told.exchange_s)} of the step in exchanges"))
     if parts.host:
         facts.append(
-            ("host", f"{gigabytes(parts.host)} of its memory; {duration(told.transfer_s)} of the step on the way")
+            (
+                "host",
+                f"{gigabytes(parts.host)} of its memory for each GPU; {duration(told.transfer_s)} of the step on the way",
+            )
         )
     verdict = "[green]fits[/]" if advice is None else "[red]does not fit[/]"
     facts.append(("memory", f"{verdict} into {gigabytes(told.memory_bytes)}{'' if advice is None else f'; {advice}'}"))

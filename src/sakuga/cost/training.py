@@ -84,7 +84,9 @@ class TrainPlan:
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must be a whole number from 1 on")
         if self.num_gpus % self.ulysses:
-            raise TrainError(f"{self.num_gpus} GPUs are not a multiple of ulysses {self.ulysses}; give {self.ulysses}")
+            raise TrainError(
+                f"ulysses {self.ulysses} does not divide the number of GPUs, {self.num_gpus}; give --num-gpus {self.ulysses}"
+            )
         if card.dit.num_heads % self.ulysses:
             raise TrainError(f"ulysses {self.ulysses} does not divide the {card.dit.num_heads} heads of {card.name}")
         if self.fsdp and self.num_gpus == 1:

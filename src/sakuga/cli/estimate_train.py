@@ -87,7 +87,7 @@ def _text(told: "TrainEstimate", advice: str | None) -> Group:
         facts.append(
             (
                 "host",
-                f"{gigabytes(parts.host)} of its memory for each GPU; {duration(told.transfer_s)} of the step on the way",
+                f"{gigabytes(parts.host)} of it for each GPU; {duration(told.transfer_s)} of the step on the way",
             )
         )
     verdict = "[green]fits[/]" if advice is None else "[red]does not fit[/]"

@@ -85,7 +85,8 @@ class TrainPlan:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must be a whole number from 1 on")
         if self.num_gpus % self.ulysses:
             raise TrainError(
-                f"ulysses {self.ulysses} does not divide the number of GPUs, {self.num_gpus}; give --num-gpus {self.ulysses}"
+                f"ulysses {self.ulysses} does not divide the number of GPUs, {self.num_gpus}; "
+                f"give --num-gpus {self.ulysses}"
             )
         if card.dit.num_heads % self.ulysses:
             raise TrainError(f"ulysses {self.ulysses} does not divide the {card.dit.num_heads} heads of {card.name}")
@@ -109,7 +110,7 @@ class TrainBytes:
     optimizer: int
     ema: int
     copies: int
-    """In bf16, of fp32 weights, which autocast makes and keeps to the end of the forward pass."""
+    """In bf16, of fp32 weights, which autocast makes and keeps to the end of the forward pass, under FSDP too."""
     kept: int
     """Activations of all blocks that wait for the backward pass."""
     block: int
@@ -243,12 +244,12 @@ def train_bytes(plan: TrainPlan, card: ModelCard) -> TrainBytes:
     checkpoints = num_blocks * acts.boundary
     gathered = 0
     if plan.fsdp:
-        gathered = GATHERED_BLOCKS * (dit.block_bytes if plan.trains_lora else 2 * card.dit.block_params)
+        gathered = GATHERED_BLOCKS * (dit.block_bytes if plan.trains_lora else 4 * card.dit.block_params)
     # A weight that is no bf16 is widened for each product, and autograd keeps what it was widened to.
     widens = not plan.trains_lora or settings.base_precision != "bf16"
     widened = 2 * card.dit.block_linear_params if widens else 0
     recompute = settings.checkpointing != "none"
-    copies = 2 * trained // experts if not plan.fsdp else 0  # FSDP gathers in bf16 itself
+    copies = 2 * trained // experts
     kept = {"none": num_blocks * acts.block, "recompute": checkpoints, "offload": 0}[settings.checkpointing]
     return TrainBytes(
         frozen=frozen // shards,
@@ -292,7 +293,7 @@ def _exchange_s(plan: TrainPlan, card: ModelCard, device: DeviceSpec, compute_s:
     gradients = 4 * num_trained(plan, card)
     num_blocks, waiting_s, num_exchanges = card.dit.num_layers, 0.0, 1
     if plan.fsdp:
-        weights = model_parts(card, plan.settings.base_precision)[0].total_bytes if plan.trains_lora else gradients // 2
+        weights = model_parts(card, plan.settings.base_precision)[0].total_bytes if plan.trains_lora else gradients
         gathered_s = 2 * share * weights / device.link_bytes_per_s + 2 * num_blocks * device.exchange_s
         waiting_s = max(0.0, gathered_s - compute_s)
         sent = share * gradients

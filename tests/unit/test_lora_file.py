@@ -56,7 +56,7 @@ def test_every_key_style_finds_every_layer(style, tmp_path):
 def test_names_of_diffusers_are_wans():
     from diffsynth.models.wan_video_dit import WanModel
 
-    from sakuga.wan.lora_file import _module_name
+    from sakuga.wan.lora_file import module_name
 
     wan = WanModel(
         dim=96, in_dim=16, ffn_dim=96, out_dim=16, text_dim=16, freq_dim=32, eps=1e-6, patch_size=(1, 2, 2),
@@ -71,7 +71,7 @@ def test_names_of_diffusers_are_wans():
     ]
     written += [f"condition_embedder.{part}_embedder.linear_{n}" for part in ("time", "text") for n in (1, 2)]
     written += ["condition_embedder.time_proj", "proj_out"]
-    names = {_module_name(f"transformer.{name}", {}) for name in written}
+    names = {module_name(f"transformer.{name}", {}) for name in written}
     assert len(names) == len(written)
     assert names <= {name for name, module in wan.named_modules() if isinstance(module, torch.nn.Linear)}
 

@@ -16,6 +16,7 @@ from sakuga.cli.doctor import doctor
 from sakuga.cli.estimate import estimate
 from sakuga.cli.evaluate import evaluate
 from sakuga.cli.jobs import cancel, download, jobs, logs, submit, watch
+from sakuga.cli.lora import lora_app
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.prepare import prepare
@@ -66,5 +67,6 @@ app.command()(prepare)
 app.command()(evaluate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")
+app.add_typer(lora_app, name="lora")
 app.add_typer(calibrate_app, name="calibrate")
 app.command()(doctor)

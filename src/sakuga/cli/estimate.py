@@ -24,7 +24,13 @@ TASK_IMAGES = {"i2v": ("input_image",), "camera": ("input_image",), "flf2v": ("i
 TASK_VIDEOS = {"control": ("control_video",), "v2v": ("input_video",), "vace": ("vace_video",)}
 
 
+TRAINING = "Training"
+"""Panel of the options that need --train."""
+SHARED = {"model", "gpu", "width", "height", "num_frames", "ulysses", "train", "as_json"}
+
+
 def estimate(
+    context: typer.Context,
     model: options.Model = "wan-mini",
     gpu: Annotated[
         str, typer.Option(help="rtx4090, rtx5090, l40s, a100, h100, h200, or here for this machine's CPU.")
@@ -44,9 +50,41 @@ def estimate(
     block_share: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the DiT's blocks that a step cache runs.")
     ] = 1.0,
+    train: Annotated[bool, typer.Option("--train", help="A training step instead of a render.")] = False,
+    mode: Annotated[str, typer.Option(help="With --train: lora, full or distill.", rich_help_panel=TRAINING)] = "lora",
+    rank: Annotated[int, typer.Option(help="Of the LoRA.", rich_help_panel=TRAINING)] = 16,
+    targets: Annotated[
+        str, typer.Option(help="Layers that the LoRA changes, with commas.", rich_help_panel=TRAINING)
+    ] = "q,k,v,o,ffn.0,ffn.2",
+    expert: Annotated[
+        str | None, typer.Option(help="high or low, of a model with two; else both.", rich_help_panel=TRAINING)
+    ] = None,
+    base_precision: Annotated[
+        str | None,
+        typer.Option(help="Of the frozen base: fp32, bf16, int8 or fp8; bf16, here fp32.", rich_help_panel=TRAINING),
+    ] = None,
+    checkpointing: Annotated[str, typer.Option(help="none, recompute or offload.", rich_help_panel=TRAINING)] = "none",
+    optimizer: Annotated[str, typer.Option(help="adamw, adamw8bit or muon.", rich_help_panel=TRAINING)] = "adamw",
+    ema: Annotated[bool, typer.Option("--ema", help="Keep a mean of the weights.", rich_help_panel=TRAINING)] = False,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Samples of a GPU.", rich_help_panel=TRAINING)] = 1,
+    num_gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run.", rich_help_panel=TRAINING)] = 1,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share weights out among the GPUs.", rich_help_panel=TRAINING)
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say how long a render takes and how much memory, without loading a model."""
+    """Say how long a render or a training step takes and how much memory, without loading a model."""
+    _check_options(context, train=train)
+    if train:
+        from sakuga.cli.estimate_train import estimate_train
+
+        settings = {"mode": mode, "rank": rank, "targets": targets.split(","), "expert": expert}
+        settings |= {"base_precision": base_precision or ("fp32" if gpu == "here" else "bf16")}
+        settings |= {"checkpointing": checkpointing, "optimizer": optimizer}
+        settings = settings | {"model": model, "ema_decay": 0.999 if ema else None}
+        ranks = {"micro_batch": micro_batch, "num_gpus": num_gpus, "fsdp": fsdp, "ulysses": ulysses}
+        size = options.given(width=width, height=height, num_frames=num_frames)
+        return estimate_train(settings, size, ranks, gpu, as_json)
     from sakuga.cost import Planned, advise, find_device
     from sakuga.cost import estimate as reckon
     from sakuga.parallel.plan import ParallelPlan
@@ -69,6 +107,17 @@ def estimate(
     if not told.fits:
         advice = advise(recipe, found, execution, device.memory_bytes)
     finish(_payload(told, recipe, advice), _text(told, recipe, advice), as_json)
+
+
+def _check_options(context: typer.Context, *, train: bool) -> None:
+    """A given option that would be of no account is refused."""
+    for option in context.command.params:
+        name, source = str(option.name), context.get_parameter_source(str(option.name))
+        if source is None or source.name == "DEFAULT" or name in SHARED:
+            continue
+        if train != (getattr(option, "rich_help_panel", None) == TRAINING):
+            belongs = "is of a render; leave it out with --train" if train else "is of a training step; give --train"
+            raise typer.BadParameter(f"{option.opts[0]} {belongs}", ctx=context)
 
 
 def _recipe(

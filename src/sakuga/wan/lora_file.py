@@ -254,7 +254,7 @@ def _by_target(
     lost = []
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
-        target = _module_name(match["target"], by_kohya) if match else ""
+        target = module_name(match["target"], by_kohya) if match else ""
         if match is None or target not in modules:
             lost.append(key)
             continue
@@ -274,7 +274,8 @@ def _by_target(
     return found
 
 
-def _module_name(written: str, by_kohya: Mapping[str, str]) -> str:
+def module_name(written: str, by_kohya: Mapping[str, str]) -> str:
+    """Wan's name of a layer as a file writes it; kohya's says no dots, so `by_kohya` has what it can mean."""
     if written.startswith(KOHYA_PREFIX):
         flat = written.removeprefix(KOHYA_PREFIX)
         return by_kohya.get(flat, written)

@@ -23,6 +23,7 @@ from sakuga.cli.prepare import prepare
 from sakuga.cli.render import render
 from sakuga.cli.serve import serve
 from sakuga.cli.synth import synth
+from sakuga.cli.train import train
 
 EPILOG = (
     "Exit codes: 0 done · 1 some videos failed · 2 bad input · 3 the machine or its storage is at fault · "
@@ -64,6 +65,7 @@ for command in (submit, jobs, watch, cancel, download, logs):
     app.command()(command)
 app.command()(synth)
 app.command()(prepare)
+app.command()(train)
 app.command()(evaluate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")

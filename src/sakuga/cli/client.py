@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 FINAL = ("completed", "failed", "cancelled", "deleted")
 SILENCE_S = 60.0
 """The farm sends at least a ping every 15 s."""
+UPLOAD_S = 600.0
+"""A LoRA of a large model is half a gigabyte, and the farm checks it before it answers."""
 AGAIN_S = 1.0
 PATIENCE_S = 120.0
 """How long a farm that answered before may be away: it is started again, or its machine is."""
@@ -73,6 +76,28 @@ class Farm:
         if isinstance(answer, str):
             raise self._no_farm()
         return answer
+
+    def upload_lora(self, path: Path, name: str, model: str) -> str:
+        """Give the farm a LoRA; the id that requests name it by. Raises FarmError."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        try:
+            with path.open("rb") as file:
+                answer = httpx.post(
+                    f"{self.url}/v1/loras",
+                    headers=headers,
+                    data={"name": name, "model": model},
+                    files={"file": (path.name, file)},
+                    timeout=UPLOAD_S,
+                )
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+        if not answer.is_success:
+            raise self._refused(_error_in(answer.text), answer.status_code)
+        with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
+            return str(answer.json()["id"])
+        raise self._no_farm()
 
     def history(self, job_id: str) -> Iterator[Told]:
         """A job's events, from the first one to its end; a stream that breaks is taken up behind the last of them."""

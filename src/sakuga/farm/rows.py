@@ -80,8 +80,11 @@ def outcomes(
 
 
 @contextlib.contextmanager
-def cluster(address: str | None, num_workers: int) -> Iterator[None]:
-    """A connection to Ray for the block; one that exists already is used and kept."""
+def cluster(address: str | None, num_workers: int, *, shows_logs: bool = True) -> Iterator[None]:
+    """A connection to Ray for the block; one that exists already is used and kept.
+
+    Without `shows_logs` what workers say stays in Ray's own log files.
+    """
     if ray.is_initialized():
         yield
         return
@@ -94,9 +97,10 @@ def cluster(address: str | None, num_workers: int) -> Iterator[None]:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
+                log_to_driver=shows_logs,
             )
         else:
-            ray.init(address=address, logging_level=logging.ERROR)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'auto'} ({error}); start one, or use --address local"

@@ -124,7 +124,7 @@ def run_training(job: TrainJob, workers: Workers, *, address: str | None = LOCAL
     )
     out = Path(job.out)
     settings.set_for_libraries(TRAIN_ENVIRONMENT)
-    with folder_lock(out), cluster(address, workers.maximum):
+    with folder_lock(out), cluster(address, workers.maximum, shows_logs=False):
         if job.device == "cuda":
             check_gpus(workers.minimum, may_grow=address != LOCAL)
         write_run_json(job)

@@ -66,6 +66,17 @@ def test_sharded_full_fine_tuning_saves_whole_weights(folder, world):
     assert expected[0][0] > 0
 
 
+@pytest.mark.parametrize(
+    "sequence, sharded, mode",
+    [(1, False, "lora"), (2, False, "lora"), (1, True, "lora"), (1, True, "full")],
+    ids=["data", "sequence", "sharded", "sharded full"],
+)
+def test_the_preflight_flies_with_several_workers(folder, world, sequence, sharded, mode):
+    for effect, is_left in world(2).run(train_work.fly, folder, config(mode=mode), sequence, sharded):
+        assert effect > 0
+        assert is_left
+
+
 def test_workers_that_cannot_be_grouped(world):
     with pytest.raises(PlanError, match="needs as many"):
         World.join(sequence=2)

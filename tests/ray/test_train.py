@@ -9,14 +9,16 @@ import time
 
 import psutil
 import pytest
+import ray.train
 
 from sakuga.errors import NumericsError, TrainError
-from sakuga.farm.train import Workers, run_training
-from sakuga.training.loop import LoopOptions
+from sakuga.farm.train import NOTICE_EVERY, Workers, _RayRun, run_training
+from sakuga.training.loop import LoopOptions, Wish
 from sakuga.training.prepared import LatentCache, PreparedSet
 from sakuga.training.run import TrainJob, run_local
 from sakuga.training.runlog import read_log
 from sakuga.training.validation import ValidationOptions
+from sakuga.training.world import World
 from tiny_training import config, prepared_set
 
 pytestmark = pytest.mark.ray
@@ -116,6 +118,17 @@ def test_what_a_worker_raises_is_what_the_user_sees(ray_cluster, prepared, tmp_p
 def test_workers_that_cannot_share_a_sequence(prepared, tmp_path):
     with pytest.raises(TrainError, match="groups of 2"):
         run_training(job_of(prepared, tmp_path, sequence=2), Workers(minimum=1, maximum=3))
+
+
+def test_a_notice_saves_once_and_time_that_is_up_stops(prepared, tmp_path, monkeypatch):
+    told = [None, object(), object(), None, object()]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: told.pop(0))
+    run = _RayRun(job_of(prepared, tmp_path), World(), first_step=0)
+    wishes = [run.wish(step) for step in range(1, 5 * NOTICE_EVERY + 1)]
+    assert {wishes[i] for i in range(len(wishes)) if (i + 1) % NOTICE_EVERY} == {Wish.GO_ON}
+    assert wishes[NOTICE_EVERY - 1 :: NOTICE_EVERY] == [Wish.GO_ON, Wish.SAVE, Wish.GO_ON, Wish.GO_ON, Wish.SAVE]
+    late = _RayRun(job_of(prepared, tmp_path, max_seconds=0.0), World(), first_step=0)
+    assert late.wish(NOTICE_EVERY) is Wish.STOP
 
 
 @pytest.mark.slow

@@ -28,11 +28,11 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def job_of(prepared, out, **changes) -> TrainJob:
+def job_of(folder, target, **changes) -> TrainJob:
     given = {
         "config": config(num_steps=4),
-        "prepared": str(prepared),
-        "out": str(out),
+        "prepared": str(folder),
+        "out": str(target),
         "loop": LoopOptions(save_every=2, evaluate_every=2, trigger_words=("fairy",)),
     }
     return TrainJob(**(given | changes))

@@ -81,11 +81,16 @@ class TrainingModule(torch.nn.Module):
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """Mean squared error of each sample's velocity, (B,); where a sequence is shared, this rank's part of it."""
+    def forward(self, batch: MicroBatch, *, raw: bool = False) -> torch.Tensor:
+        """Mean squared error of each sample's velocity, (B,); where a sequence is shared, this rank's part of it.
+
+        With `raw` the velocity itself, in patches of this rank's tokens.
+        """
         tokens, velocity_BSP = self.velocity(
             batch, objective.noisy(batch.latents_BCThw, batch.noise_BCThw, batch.sigma_B)
         )
+        if raw:
+            return velocity_BSP
         target = objective.patches(batch.noise_BCThw - batch.latents_BCThw)
         weight = objective.patches(self._weight(batch))
         whole_B = weight.sum((1, 2))

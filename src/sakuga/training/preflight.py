@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from sakuga.errors import LoraError, PreflightError
 from sakuga.training import adapters
@@ -81,12 +82,12 @@ def _tried(trainer: Trainer, kept: dict[str, torch.Tensor]) -> Preflight:
     trainer.world.sum_gradients(trainer.trained.values())
     _check_gradients(trainer)
     optimizers = build_optimizers(trainer.trained, trainer.config.optimizer, lr=1e-2, weight_decay=0.0)
-    values = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+    values = {name: _local(parameter).clone() for name, parameter in trainer.trained.items()}
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    stuck = [name for name, parameter in trainer.trained.items() if torch.equal(parameter.detach(), values[name])]
-    _refuse(stuck, "does not move in a step", "its optimizer holds other tensors")
+    stuck = [name for name, parameter in trainer.trained.items() if torch.equal(_local(parameter), values[name])]
+    _refuse(_on_all(trainer, stuck), "does not move in a step", "its optimizer holds other tensors")
     changed = [
         name
         for name, parameter in trainer.module.named_parameters()
@@ -119,14 +120,30 @@ def _check_dtypes(trainer: Trainer) -> None:
 
 
 def _check_gradients(trainer: Trainer) -> None:
-    missing = [name for name, parameter in trainer.trained.items() if parameter.grad is None]
+    gradients = {name: parameter.grad for name, parameter in trainer.trained.items()}
+    missing = [name for name, gradient in gradients.items() if gradient is None]
     _refuse(
         missing, "gets no gradient", "its layer is not called, or is called as a copy; train without quantized blocks"
     )
-    broken = [name for name, p in trainer.trained.items() if p.grad is not None and not p.grad.isfinite().all()]
+    found = {name: _local(gradient) for name, gradient in gradients.items() if gradient is not None}
+    broken = [name for name, gradient in found.items() if not gradient.isfinite().all()]
     _refuse(broken, "gets a gradient that is not finite", "look at the data, or train on an fp32 base")
-    zero = [name for name, p in trainer.trained.items() if p.grad is not None and not p.grad.any()]
-    _refuse(zero, "gets a gradient of zeros", "the attention kernel has no backward; take an exact one")
+    zero = [name for name, gradient in found.items() if not gradient.any()]
+    _refuse(
+        _on_all(trainer, zero), "gets a gradient of zeros", "the attention kernel has no backward; take an exact one"
+    )
+
+
+def _on_all(trainer: Trainer, names: Sequence[str]) -> list[str]:
+    """What every worker found: one that holds no part of a tensor has nothing to say of it."""
+    everywhere = set.intersection(*(set(found) for found in trainer.world.gather(list(names))))
+    return [name for name in names if name in everywhere]
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This worker's part of a tensor that FSDP has spread."""
+    value = tensor.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _check_file(trainer: Trainer, batches: Sequence[MicroBatch]) -> float:
@@ -163,7 +180,7 @@ def _check_file(trainer: Trainer, batches: Sequence[MicroBatch]) -> float:
 @torch.no_grad()
 def _output(trainer: Trainer, batches: Sequence[MicroBatch]) -> torch.Tensor:
     """The velocities, all numbers of them."""
-    return torch.cat([trainer.module.velocity(batch, batch.noise_BCThw)[1].float().flatten() for batch in batches])
+    return torch.cat([trainer.module(batch, raw=True).float().flatten() for batch in batches])
 
 
 @torch.no_grad()
@@ -173,7 +190,7 @@ def _fill_adapters(trainer: Trainer) -> None:
     """
     dim, rank = trainer.batches.card.dit.dim, trainer.config.rank
     for parameter in trainer.trained.values():
-        parameter.normal_(std=(dim * rank) ** -0.25)
+        _local(parameter).normal_(std=(dim * rank) ** -0.25)
 
 
 def _one_of_each_expert(trainer: Trainer) -> list[MicroBatch]:
@@ -192,7 +209,7 @@ def _one_of_each_expert(trainer: Trainer) -> list[MicroBatch]:
 
 def _print_of(parameter: torch.Tensor) -> tuple[float, int]:
     """Enough to see a change: the sum, and how often the tensor was written to."""
-    value = parameter.detach()
+    value = _local(parameter)
     whole = value.dequantize() if hasattr(value, "dequantize") and type(value) is not torch.Tensor else value
     return float(whole.double().sum()), value._version
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from sakuga import __version__, settings
-from sakuga.errors import TrainError, shown
+from sakuga.errors import LoraError, TrainError, shown
 from sakuga.media import check_output_dir, write_json_atomic
 from sakuga.media.files import output_error
 from sakuga.training.batches import Batches
@@ -108,7 +108,11 @@ def check_job(job: TrainJob) -> TrainJob:
     if job.start_lora is not None:
         if not config.trains_lora:
             raise TrainError("a full fine-tuning does not start from a LoRA; leave it out, or take mode lora")
-        config = dataclasses.replace(config, start_lora_sha256=file_sha256(Path(job.start_lora)))
+        start = Path(job.start_lora)
+        if not start.is_file():
+            raise LoraError(f"LoRA {shown(job.start_lora)} is not there; check the path")
+        config = dataclasses.replace(config, start_lora_sha256=file_sha256(start))
+        job = dataclasses.replace(job, start_lora=str(start.resolve()))
     check_output_dir(Path(job.out))
     return dataclasses.replace(job, config=config)
 

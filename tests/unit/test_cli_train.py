@@ -65,8 +65,8 @@ def test_bad_input_is_one_sentence(capsys, monkeypatch, prepared, tmp_path, word
 
 
 def test_a_data_set_is_prepared_on_the_way(capsys, tmp_path):
-    assert main.run(["synth", str(tmp_path / "data"), "--groups", "2", "--first-seed", "8", "--width", "32", "--height", "32",
-                     "--frames", "5"]) == 0  # fmt: skip
+    small = ("--groups", "2", "--first-seed", "8", "--width", "32", "--height", "32", "--frames", "5")
+    assert main.run(["synth", str(tmp_path / "data"), *small]) == 0
     words = ("--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--where", "world=fairy", "--steps", "1")
     code, told, _ = run(capsys, *words, *FAST, "--layer-weight", "motion=2")
     assert (code, told["steps"]) == (0, 1)

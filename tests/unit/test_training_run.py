@@ -3,11 +3,12 @@
 import dataclasses
 import doctest
 import json
+import signal
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sakuga.errors import DataError, LoraError, OutputError, TrainError
 from sakuga.training import runlog
@@ -15,6 +16,7 @@ from sakuga.training.loop import LoopOptions
 from sakuga.training.prepared import PreparedSet
 from sakuga.training.run import TrainJob, build_trainer, check_job, run_local
 from sakuga.training.runlog import read_log
+from sakuga.training.trainer import Trainer
 from sakuga.training.validation import ValidationOptions
 from sakuga.training.world import World
 from sakuga.wan.passport import read_passport
@@ -119,6 +121,32 @@ def test_a_lora_of_another_base_is_no_start(prepared, tmp_path):
                torch.ones(8, 4)}, path)  # fmt: skip
     with pytest.raises(LoraError):
         build_trainer(check_job(job_of(prepared, tmp_path, start_lora=str(path))), World(), None)
+
+
+def test_a_lora_of_a_base_with_other_weights_is_no_start(prepared, tmp_path):
+    run_local(job_of(prepared, tmp_path / "first", max_seconds=0.0))
+    path = tmp_path / "first" / "lora.safetensors"
+    check_job(job_of(prepared, tmp_path / "second", start_lora=str(path)))
+    other = dataclasses.replace(read_passport(path), base_sha256="e" * 64)
+    save_file(load_file(path), path, metadata=other.to_metadata())
+    with pytest.raises(LoraError, match="trained on another base"):
+        build_trainer(check_job(job_of(prepared, tmp_path / "second", start_lora=str(path))), World(), None)
+
+
+def test_an_interrupt_saves_and_the_run_goes_on(prepared, tmp_path, monkeypatch):
+    step = Trainer.train_step
+
+    def interrupted(trainer):
+        report = step(trainer)
+        if report.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return report
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="3 of 4 steps are in"):
+        run_local(job_of(prepared, tmp_path, loop=LoopOptions(save_every=100)))
+    assert run_local(job_of(prepared, tmp_path)).steps == 4
+    assert [line["step"] for line in read_log(tmp_path) if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_examples():

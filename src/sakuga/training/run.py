@@ -11,14 +11,18 @@ Run: pytest tests/unit/test_training_run.py
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -39,6 +43,7 @@ from sakuga.training.world import World
 from sakuga.wan.catalogue import card
 from sakuga.wan.device import check_device
 from sakuga.wan.loading import load_model, locate
+from sakuga.wan.passport import read_passport
 from sakuga.wan.weights import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -136,6 +141,8 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
     if checkpoint is not None:
         state = read_state(checkpoint, config)
         check_same_data(state, data_sha256=prepared.content_sha256, weights_sha256=weights.sha256)
+    if job.start_lora is not None:
+        _check_base(Path(job.start_lora), weights.sha256)
     model = load_model(weights, device=device, precision=config.base_precision, stages=("denoise",))
     cache = prepared.open_cache(Path(job.prepared), where.cache_dir / "latents", where.s3_endpoint_url)
     batches = Batches(prepared, cache, config, found, device, micro_batch_size=job.micro_batch_size)
@@ -150,17 +157,26 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
     return trainer
 
 
-class LocalRun:
-    """The watcher of a run in one process: log, checkpoints in OUT, an end after so many seconds."""
+def _check_base(start: Path, weights_sha256: str) -> None:
+    """A LoRA that says what it was made for may be of the same shapes and of another base all the same."""
+    base = read_passport(start).base_sha256
+    if base is not None and base != weights_sha256:
+        raise LoraError(
+            f"LoRA {start} was trained on another base ({base[:12]}) than the run's ({weights_sha256[:12]}); "
+            "give that base, or start without it"
+        )
 
-    def __init__(self, job: TrainJob, log: RunLog, began: float, on_step: Callable[[StepReport], None] | None) -> None:
-        self.job, self.log, self._began, self._told = job, log, began, on_step
+
+class LocalRun:
+    """The watcher of a run in one process: log, checkpoints in OUT, an end after so many seconds or at a signal."""
+
+    def __init__(self, job: TrainJob, log: RunLog, began: float) -> None:
+        self.job, self.log, self._began = job, log, began
         self.last: Path | None = None
+        self.interrupted = False
 
     def on_step(self, report: StepReport, step_s: float) -> None:
         self.log.on_step(report, step_s)
-        if self._told is not None:
-            self._told(report)
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.log.on_metrics(step, metrics)
@@ -174,13 +190,34 @@ class LocalRun:
 
     def wish(self, step: int) -> Wish:
         late = self.job.max_seconds is not None and time.monotonic() - self._began > self.job.max_seconds
-        return Wish.STOP if late else Wish.GO_ON
+        return Wish.STOP if late or self.interrupted else Wish.GO_ON
+
+    @contextlib.contextmanager
+    def stops_gently(self) -> Iterator[None]:
+        """Inside, the first Ctrl-C or SIGTERM saves after the step that is under way; the second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, _: FrameType | None) -> None:
+            self.interrupted = True
+            signal.signal(number, before[number])
+
+        try:
+            for number in before:
+                signal.signal(number, ask)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def run_local(job: TrainJob, on_step: Callable[[StepReport], None] | None = None) -> TrainResult:
+def run_local(job: TrainJob) -> TrainResult:
     """Train in this process. A run that stopped goes on with its last checkpoint; one that is done changes nothing.
 
-    Raises what `check_job`, `build_trainer` and `run_loop` raise.
+    Raises what `check_job`, `build_trainer` and `run_loop` raise; KeyboardInterrupt, after a checkpoint, when it was
+    asked to stop.
     """
     began = time.monotonic()
     job = check_job(job)
@@ -190,11 +227,16 @@ def run_local(job: TrainJob, on_step: Callable[[StepReport], None] | None = None
     trainer = build_trainer(job, World(), found[-1] if found else None)
     write_run_json(job)
     log = RunLog(out, first_step=trainer.step)
-    run = LocalRun(job, log, began, on_step)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".staging-") as staging:
+    run = LocalRun(job, log, began)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".staging-") as staging, run.stops_gently():
         state = run_loop(trainer, run, job.loop, Path(staging) / "new")
     checkpoint = run.last or found[-1]
     files = copy_results(checkpoint, out)
+    if run.interrupted:
+        raise KeyboardInterrupt(
+            f"stopped; {state.step} of {job.config.num_steps} steps are in {shown(job.out)}; run the same command "
+            "again to go on"
+        )
     metrics = dict(read_state(checkpoint, job.config).metrics if run.last is None else state.metrics)
     del trainer
     if job.validation is not None and result_files(checkpoint):

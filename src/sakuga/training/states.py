@@ -10,6 +10,8 @@ from collections.abc import Container, Mapping
 import torch
 from torch.distributed.checkpoint import state_dict as dcp
 
+from sakuga.errors import TrainError
+
 GATHERED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTERED = dcp.StateDictOptions(full_state_dict=True, strict=False)
 
@@ -47,6 +49,10 @@ def optimizer_state(module: torch.nn.Module, optimizer: torch.optim.Optimizer, *
 def load_optimizer_state(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict, *, sharded: bool
 ) -> None:
+    """Raises TrainError for the state of the other kind."""
+    by_name = any(isinstance(key, str) for key in saved["state"])
+    if sharded != by_name:  # as FSDP gathers it
+        raise TrainError("the run was begun with sharded weights or without, and goes on only in the same way")
     if sharded:
         dcp.set_optimizer_state_dict(module, optimizer, saved, options=SCATTERED)
     else:

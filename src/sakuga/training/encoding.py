@@ -171,7 +171,7 @@ class SampleEncoder:
             encoded = encode(self._model.pipe, recipe, inputs)
             latents_CThw = self._latents(clip.frames_THWC)
         latents_CThw = _behind_references(latents_CThw, encoded)
-        tensors = {"latents_CThw": latents_CThw, **_conditioning(encoded)}
+        tensors = {"latents_CThw": latents_CThw, **conditioning_tensors(encoded)}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise NumericsError(f"{name} of {shown(sample.name)} has NaN or infinite values; prepare it in fp32")
@@ -272,7 +272,8 @@ def _given(sample: SourceSample, task: str) -> dict[str, Path]:
     return {role: path for role, path in {**sample.images, **sample.videos}.items() if role in ROLES[task]}
 
 
-def _conditioning(encoded: Encoded) -> dict[str, torch.Tensor]:
+def conditioning_tensors(encoded: Encoded) -> dict[str, torch.Tensor]:
+    """By the names of the cache, without the batch dimension."""
     given = {name: getattr(encoded.conditioning, field) for name, field in CONDITIONING.items()}
     return {name: tensor[0] for name, tensor in given.items() if tensor is not None}
 

@@ -67,11 +67,11 @@ class TrainingModule(torch.nn.Module):
         self.mesh = Mesh.alone()
         self._kernel = training_kernel(self.device)
         run = torch.compile(run_block) if compiled else run_block
-        for dit in self.experts:
-            for block in cast("Sequence[DiTBlock]", dit.blocks):
-                # The block's own call, so that what is hooked to modules (FSDP) sees it; DiffSynth's forward is not
-                # the one that renders.
-                block.forward = types.MethodType(_CALLS[checkpointing](run), block)
+        walked = [*(dit.blocks for dit in self.experts), *(vace.vace_blocks for vace in self.vace)]
+        for block in [block for blocks in walked for block in cast("Sequence[DiTBlock]", blocks)]:
+            # The block's own call, so that what is hooked to modules (FSDP) sees it; DiffSynth's forward is not the
+            # one that renders.
+            block.forward = types.MethodType(_CALLS[checkpointing](run), block)
         vaces: list[torch.nn.Module | None] = list(self.vace) or [None] * len(self.experts)
         self.forwards = [
             DitForward(dit, vace, call=_call_module)  # ty: ignore[invalid-argument-type]  # of ModuleList

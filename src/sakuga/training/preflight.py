@@ -188,7 +188,7 @@ def _fill_adapters(trainer: Trainer) -> None:
     """With an adapter as strong as the weights beside it: one that does nothing yet hides what is lost, and the effect
     of a weak one is lost itself in the rounding of bf16 products.
     """
-    dim, rank = trainer.batches.card.dit.dim, trainer.config.rank
+    dim, rank = trainer.module.forwards[0].dit.dim, trainer.config.rank
     for parameter in trainer.trained.values():
         _local(parameter).normal_(std=(dim * rank) ** -0.25)
 

@@ -100,10 +100,7 @@ class World:
             for expert in module.experts:
                 for block in cast("Sequence[torch.nn.Module]", expert.blocks):
                     fully_shard(block)
-            for vace in module.vace:
-                for block in cast("Sequence[torch.nn.Module]", vace.vace_blocks):
-                    fully_shard(block)
-            fully_shard(module)
+            fully_shard(module)  # with the VACE branches, whose projections are called outside their blocks
 
 
 def _sequence_mesh(rank: int, size: int, degree: int) -> Mesh:

@@ -5,6 +5,7 @@ Run: pytest tests/unit/test_cost_training.py
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -13,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffsynth.models.wan_video_dit import WanModel
-from peft import LoraConfig, inject_adapter_in_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from live_bytes import LiveBytes
 from sakuga.cli import main as cli
 from sakuga.cost.activations import activations
 from sakuga.cost.devices import DEVICES
 from sakuga.cost.training import TrainPlan, advise_training, estimate_training, largest_num_frames
 from sakuga.errors import GeometryError, TrainError
+from sakuga.training.adapters import add_lora
 from sakuga.training.config import IMAGE_TARGETS, TARGETS, TrainConfig
 from sakuga.wan.attention import sdpa
 from sakuga.wan.catalogue import card
@@ -66,10 +67,7 @@ class Step:
         )  # fmt: skip
         if targets is not None:
             self.dit.requires_grad_(False).bfloat16()
-            config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets), lora_dropout=0.0)
-            inject_adapter_in_model(config, self.dit)
-            for parameter in self.dit.parameters():
-                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+            add_lora(self.dit, TrainConfig(rank=RANK, targets=targets))
         with self.fake:
             if device == "cuda":
                 self._move()
@@ -162,8 +160,7 @@ def test_kept_activations_are_those_of_autograd(shape, targets, autocast, recomp
 @pytest.mark.parametrize("shape", [MEDIUM, WIDE], ids=["medium", "wide"])
 def test_peak_of_a_step_is_that_of_its_backward_pass(shape, targets):
     step = Step(shape, targets)
-    given = [*step.dit.parameters(), step.latents, step.text]
-    with LiveBytes(given) as counted, _autocast("cpu"):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled, _autocast("cpu"):
         loss = step.loss(recompute=True)
         torch.clear_autocast_cache()  # as at the end of `torch.autocast`
         loss.backward()
@@ -179,7 +176,13 @@ def test_peak_of_a_step_is_that_of_its_backward_pass(shape, targets):
     gradients = 4 * ((NUM_LAYERS - 1) * block + head)
     copies = 0 if targets else 2 * (_num_trained(step.dit) - (NUM_LAYERS - 1) * block)
     told = gradients + copies + NUM_LAYERS * acts.boundary + acts.outside + acts.block + acts.widest
-    assert told == pytest.approx(counted.peak, rel=0.1)
+    assert told == pytest.approx(_peak_bytes(profiled), rel=0.1)
+
+
+def _peak_bytes(profiled: profile) -> int:
+    """Of the allocator: under a dispatch mode, as of `LiveBytes`, autograd would not add gradients in place."""
+    events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def _num_trained(module: torch.nn.Module) -> int:
@@ -253,7 +256,8 @@ def test_advice_fits():
     model = card("wan2.1-t2v-14b")
     asked = plan(checkpointing="none")
     assert "checkpointing recompute" in advise_training(asked, model, DEVICES["h200"].memory_bytes)
-    assert "base precision int8" in advise_training(asked, model, DEVICES["l40s"].memory_bytes)
+    assert "checkpointing offload" in advise_training(asked, model, DEVICES["l40s"].memory_bytes)
+    assert "base precision int8" in advise_training(asked, model, 40 * 10**9)
     full = advise_training(plan(mode="full"), model, DEVICES["h200"].memory_bytes)
     assert "optimizer adamw8bit and FSDP on 2 GPUs" in full
     assert advise_training(plan(width=1280, height=720), model, 8 * 10**9).startswith("take a smaller model")

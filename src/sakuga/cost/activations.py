@@ -1,8 +1,7 @@
 """What autograd keeps of `wan/forward.py` until the backward pass, operator by operator.
 
-Under autocast products are bf16 and layer norms fp32; whoever wants a tensor in another type keeps a copy of its own.
-peft casts the input of every adapter to the adapter's fp32 and autocast casts it back, so that each target keeps its
-own. Bytes are held against `saved_tensors_hooks` by the test.
+Under autocast products are bf16 and layer norms fp32; whoever wants a tensor in another type keeps a copy of its own:
+each adapter behind a norm, where the norm is fp32. Bytes are held against `saved_tensors_hooks` by the test.
 
 Pure arithmetic, no torch.     Run: pytest tests/unit/test_cost_training.py
 """
@@ -24,6 +23,7 @@ FP32_ROTATION = 12
 """Of a number of q or k in the widest moment of its rotation: in fp32, rotated, and cast back."""
 LAYERS_OF_TOKENS = {"q": 2, "o": 2}
 """Linear layers of a name in a block that see all tokens, where not one: keys and values of the text see its own."""
+IMAGE_LAYERS = ("k_img", "v_img")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,8 @@ def activations(
     if lora:
         rank, targets = lora
         kept = _lora_block(targets, wide, norm, image=image_tokens > 0)
-        text = _lora_text(targets, ("k", "v"))
-        image = _lora_text(targets, ("k_img", "v_img"))
+        text = 2 * VALUE + (4 if "k" in targets else 0)  # keys and values, and what the norm of trained keys saw
+        image = 2 * VALUE + (4 if "k_img" in targets else 0) + VALUE * sum(name in targets for name in IMAGE_LAYERS)
         inner = rank * VALUE * (tokens * sum(LAYERS_OF_TOKENS.get(name, 1) for name in targets) + 2 * text_tokens)
     else:
         kept = _full_block(wide, norm, norms_fp32=norms_fp32, image=image_tokens > 0)
@@ -69,13 +69,15 @@ def activations(
     beside = dit.dim * (text_tokens * text + image_tokens * image) + inner + scores
     head = norm if lora else 2 * norm + VALUE
     latents = tokens * PATCH * dit.out_dim * (4 if lora else 4 + VALUE)  # the loss, and what a trained embedding saw
-    # An adapter's input once more in fp32, beside the bf16 before the cast; else gradients before and after GELU.
-    widened = VALUE + 4 if lora and "ffn.2" in lora[1] else 2 * VALUE
+    if lora and "ffn.2" in lora[1]:  # an adapter's result before and after its scale, at the end of the forward pass
+        widest = max(VALUE * wide, 3 * VALUE) + norm
+    else:  # gradients before and after GELU, or a rotation
+        widest = max(2 * VALUE * wide, FP32_ROTATION) + norm + 3.5
     return Activations(
         boundary=hidden * VALUE,
         block=round(hidden * kept + beside),
         outside=hidden * head + latents + tokens * 4 * dit.head_dim + text_tokens * dit.dim * VALUE,
-        widest=round(hidden * (max(widened * wide, FP32_ROTATION) + norm + 3.5)),
+        widest=round(hidden * widest),
     )
 
 
@@ -83,16 +85,11 @@ def _lora_block(targets: tuple[str, ...], wide: float, norm: int, *, image: bool
     """Bytes per token and width. Frozen weights and norms' scales keep nothing but what their input needs."""
     attended = 4 * VALUE + 2 * VALUE  # q, k, v and result; q and result of the text's
     kept = 3 * norm + 3 * 4 + attended + VALUE * wide  # norms, RMS norms of q, k and the text's q, and GELU
-    each = {"q": 2, "k": 1, "v": 1, "o": 2, "ffn.0": 1, "ffn.2": wide}
-    kept += VALUE * sum(each.get(name, 0) for name in targets)
+    # Behind a norm, each adapter casts for itself, or all share what is bf16 already. `o` has attention's result.
+    behind = [[name for name in group if name in targets] for group in (("q", "k", "v"), ("q",), ("ffn.0",))]
+    kept += VALUE * sum(len(group) if norm != VALUE else bool(group) for group in behind)
+    kept += VALUE * wide * ("ffn.2" in targets)
     return kept + (VALUE if image else 0)
-
-
-def _lora_text(targets: tuple[str, ...], names: tuple[str, str]) -> int:
-    """Bytes per text token and width: keys and values, and what their adapters need."""
-    key, _ = names
-    own = sum(name in targets for name in names) * VALUE
-    return 2 * VALUE + own + (4 if key in targets else 0)
 
 
 def _full_block(wide: float, norm: int, *, norms_fp32: bool, image: bool) -> float:

@@ -194,9 +194,12 @@ def largest_num_frames(plan: TrainPlan, card: ModelCard, memory_bytes: int) -> i
 def advise_training(plan: TrainPlan, card: ModelCard, memory_bytes: int) -> str:
     """What would fit, in words: the first change that is enough, and the frames that fit as asked."""
     changes = [{}, *_changes(plan)]
-    options = [(change, plan) for change in changes]
+    alone = replace(plan, micro_batch=1)
+    options: list[tuple[dict[str, str], TrainPlan]] = [({}, alone)] if plan.micro_batch > 1 else []
+    options += [(change, plan) for change in changes]
+    options += [(change, alone) for change in changes] if plan.micro_batch > 1 else []
     options += [
-        (changes[-1], replace(plan, num_gpus=size, fsdp=True))
+        (changes[-1], replace(alone, num_gpus=size, fsdp=True))
         for size in MACHINE_SIZES
         if size >= plan.num_gpus and size % plan.ulysses == 0
     ]
@@ -204,13 +207,24 @@ def advise_training(plan: TrainPlan, card: ModelCard, memory_bytes: int) -> str:
     for change, asked in options:
         changed = replace(asked, settings=replace(plan.settings, **change))
         if train_bytes(changed, card).peak <= usable_bytes(memory_bytes):
-            words = [f"{name.replace('_', ' ')} {value}" for name, value in change.items()]
-            words += [f"FSDP on {asked.num_gpus} GPUs"] if asked is not plan else []
+            words = ["micro batch 1"] if asked.micro_batch < plan.micro_batch else []
+            words += [f"{name.replace('_', ' ')} {value}" for name, value in change.items()]
+            words += [f"FSDP on {asked.num_gpus} GPUs"] if replace(asked, micro_batch=plan.micro_batch) != plan else []
             ways.append(" and ".join(words))
             break
     frames = largest_num_frames(plan, card, memory_bytes)
     ways += [f"{frames} frames"] if frames else []
     return f"it fits with {', or with '.join(ways)}" if ways else "take a smaller model or size"
+
+
+def leaner(plan: TrainPlan) -> str:
+    """The cheapest way to fewer bytes than predicted, in words: for whoever ran out of memory all the same."""
+    if plan.micro_batch > 1:
+        return f"take a micro-batch of {plan.micro_batch // 2}"
+    changes = _changes(plan)
+    if not changes:
+        return "take fewer frames, a smaller size or a smaller model, or end what else uses the device"
+    return "take " + " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes[0].items())
 
 
 def _changes(plan: TrainPlan) -> list[dict[str, str]]:

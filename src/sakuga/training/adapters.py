@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from sakuga.errors import LoraError
@@ -46,6 +47,10 @@ def add_lora(expert: torch.nn.Module, config: TrainConfig, start: Path | None = 
         raise LoraError(f"the model has none of the layers {', '.join(config.targets)}; name others with targets")
     for parameter in trained:
         parameter.data = parameter.data.float()
+    for module in expert.modules():
+        if isinstance(module, LoraLayer):
+            # To fp32 and, under autocast, back to bf16: a copy for each adapter, and the same product.
+            module.cast_input_dtype_enabled = False
     if lora_file is not None:
         fill(expert, lora_file, config)
 

@@ -29,6 +29,14 @@ from torch.distributed.tensor import DTensor
 from sakuga.errors import LoraError, PreflightError
 from sakuga.training import adapters
 from sakuga.training.batches import Entry
+from sakuga.training.memory import (
+    allocated_bytes,
+    compare_peak,
+    fullest_plan,
+    longest_sample,
+    reset_peak,
+    step_memory,
+)
 from sakuga.training.module import MicroBatch
 from sakuga.training.optimizers import build_optimizers
 from sakuga.training.trainer import Trainer
@@ -54,37 +62,43 @@ class Preflight:
     file_error: float | None
     """Mean absolute difference of the output by the file, over the adapter's effect; None in a full fine-tuning."""
     peak_bytes: int | None
-    """Of a step, on a GPU."""
+    """Of a step with one sample, the longest, on a GPU; None on a CPU."""
+    predicted_bytes: int | None
 
 
 def preflight(trainer: Trainer) -> Preflight:
     """Try a step and undo it. Raises PreflightError that names what would go wrong; all workers call it together."""
     _check_dtypes(trainer)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), step_memory(trainer.plan, trainer.model.card, trainer.module.device):
         torch.manual_seed(0)
+        before = allocated_bytes(trainer.module.device)
         kept = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
         try:
-            return _tried(trainer, kept)
+            return _tried(trainer, kept, allocated_bytes(trainer.module.device) - before)
         finally:
             _put_back(trainer, kept)
 
 
-def _tried(trainer: Trainer, kept: dict[str, torch.Tensor]) -> Preflight:
+def _tried(trainer: Trainer, kept: dict[str, torch.Tensor], kept_bytes: int) -> Preflight:
     if trainer.config.trains_lora:
         _fill_adapters(trainer)
     frozen = {name: _print_of(p) for name, p in trainer.module.named_parameters() if not p.requires_grad}
     batches = _one_of_each_expert(trainer)
-    if trainer.module.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.module.device)
+    device = trainer.module.device
+    reset_peak(device)
     before = _output(trainer, batches)
     for batch in batches:
         (trainer.module(batch) * batch.share_B).sum().backward()
     trainer.world.sum_gradients(trainer.trained.values())
+    peak = allocated_bytes(device, peak=True) - kept_bytes
     _check_gradients(trainer)
     optimizers = build_optimizers(trainer.trained, trainer.config.optimizer, lr=1e-2, weight_decay=0.0)
     values = {name: _local(parameter).clone() for name, parameter in trainer.trained.items()}
+    held = allocated_bytes(device)
     for optimizer in optimizers:
         optimizer.step()
+    peak += allocated_bytes(device) - held  # its state, which is there from the second step on
+    for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     stuck = [name for name, parameter in trainer.trained.items() if torch.equal(_local(parameter), values[name])]
     _refuse(_on_all(trainer, stuck), "does not move in a step", "its optimizer holds other tensors")
@@ -102,15 +116,17 @@ def _tried(trainer: Trainer, kept: dict[str, torch.Tensor]) -> Preflight:
     if trainer.config.trains_lora and not trainer.world.sharded:
         _put_back(trainer, kept)
         file_error = _check_file(trainer, batches)
-    peak = None
-    if trainer.module.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(trainer.module.device)
+    predicted = None
+    if device.type == "cuda":
+        plan = fullest_plan(trainer.batches, trainer.world, micro_batch_size=1)
+        predicted = compare_peak(peak, plan, trainer.model.card)
     return Preflight(
         num_trained=sum(parameter.numel() for parameter in trainer.trained.values()),
         num_tensors=len(trainer.trained),
         effect=effect,
         file_error=file_error,
-        peak_bytes=peak,
+        peak_bytes=None if predicted is None else peak,
+        predicted_bytes=predicted,
     )
 
 
@@ -196,7 +212,7 @@ def _fill_adapters(trainer: Trainer) -> None:
 def _one_of_each_expert(trainer: Trainer) -> list[MicroBatch]:
     """A sample at a noise level of each expert that is trained, the longest clip first: it needs the most memory."""
     batches = trainer.batches
-    longest = max(batches.samples, key=lambda sample: sample.width * sample.height * sample.num_frames)
+    longest = longest_sample(batches)
     draw = batches.of_step(0, num_batches=1, index=0)[0][0].draw
     low, high = batches.sigma_range()
     sigmas = [0.5 * (low + high)]

@@ -34,6 +34,7 @@ from sakuga.training.batches import Batches
 from sakuga.training.checkpoint import RunState, check_same_data, publish, read_state
 from sakuga.training.config import TrainConfig
 from sakuga.training.loop import LoopOptions, Wish, run_loop
+from sakuga.training.memory import check_step_fits, fullest_plan
 from sakuga.training.preflight import preflight
 from sakuga.training.prepared import PreparedSet
 from sakuga.training.runlog import RunLog
@@ -125,8 +126,8 @@ def check_job(job: TrainJob) -> TrainJob:
 def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Trainer:
     """Load the base and the data, go on from a checkpoint if there is one, try everything out before the first step.
 
-    Raises what `Trainer`, `restore` and `preflight` raise, and TrainError when data or base are not those of the
-    checkpoint.
+    Raises what `Trainer`, `restore` and `preflight` raise, TrainError when data or base are not those of the
+    checkpoint, and MemoryLimitError for a step that will not fit.
     """
     config, device = job.config, torch.device(job.device)
     where, found = settings.from_environment(), card(job.config.model)
@@ -143,9 +144,10 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
         check_same_data(state, data_sha256=prepared.content_sha256, weights_sha256=weights.sha256)
     if job.start_lora is not None:
         _check_base(Path(job.start_lora), weights.sha256)
-    model = load_model(weights, device=device, precision=config.base_precision, stages=("denoise",))
     cache = prepared.open_cache(Path(job.prepared), where.cache_dir / "latents", where.s3_endpoint_url)
     batches = Batches(prepared, cache, config, found, device, micro_batch_size=job.micro_batch_size)
+    check_step_fits(fullest_plan(batches, world), found, device)
+    model = load_model(weights, device=device, precision=config.base_precision, stages=("denoise",))
     trainer = Trainer(
         model, batches, config, world, start_lora=None if job.start_lora is None else Path(job.start_lora)
     )

@@ -22,6 +22,7 @@ from sakuga.training import adapters
 from sakuga.training.batches import Batches
 from sakuga.training.checkpoint import RunState, Tensors, read_tensors, write_checkpoint
 from sakuga.training.config import TrainConfig
+from sakuga.training.memory import fullest_plan, step_memory
 from sakuga.training.module import TrainingModule
 from sakuga.training.objective import PATCH_AREA
 from sakuga.training.optimizers import Ema, build_optimizers, lr_factor
@@ -83,6 +84,7 @@ class Trainer:
             self.trained, config.optimizer, lr=config.lr, weight_decay=config.weight_decay
         )
         self.ema = None if config.ema_decay is None else Ema(self.module, config.ema_decay)
+        self.plan = fullest_plan(batches, world)
         self.step = 0
 
     def _trained_experts(self) -> list[torch.nn.Module]:
@@ -99,7 +101,15 @@ class Trainer:
                 parameter.requires_grad_(False)
 
     def train_step(self) -> StepReport:
-        """The next step. Raises NumericsError, naming the samples, before anything non-finite is learnt."""
+        """The next step.
+
+        Raises NumericsError, naming the samples, before anything non-finite is learnt, and MemoryLimitError when the
+        device is full.
+        """
+        with step_memory(self.plan, self.model.card, self.batches.device):
+            return self._train_step()
+
+    def _train_step(self) -> StepReport:
         config, world = self.config, self.world
         micro_batches = self.batches.of_step(
             self.step, num_batches=world.num_batches, index=world.batch_index, fill=world.sharded

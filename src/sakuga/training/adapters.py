@@ -8,7 +8,8 @@ Run: pytest tests/unit/test_training_adapters.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,9 @@ from sakuga.wan.passport import LoraPassport
 EXPORT_DTYPE = torch.float16
 """Ten bits of mantissa where bf16 has seven; LoRAs stay far inside its range."""
 ADAPTER = "default"
-"""peft's name of the one adapter; DiffSynth's key style keeps it."""
+"""peft's name of the adapter that is trained; DiffSynth's key style keeps it."""
+STYLE = "style"
+"""Of one that is frozen beside it in a distillation."""
 
 
 def add_lora(expert: torch.nn.Module, config: TrainConfig, start: Path | None = None) -> None:
@@ -53,6 +56,43 @@ def add_lora(expert: torch.nn.Module, config: TrainConfig, start: Path | None = 
             module.cast_input_dtype_enabled = False
     if lora_file is not None:
         fill(expert, lora_file, config)
+
+
+def add_style(expert: torch.nn.Module, path: Path) -> None:
+    """Put a LoRA file beside the adapter that is there, frozen and switched off. Raises LoraError.
+
+    The layers that it changes are those of the adapter, or some of them.
+    """
+    lora = fit_lora(path, plain_shapes(expert))
+    layers = {target.removesuffix(".weight"): change for target, change in lora.changes.items()}
+    wrapped = {name for name, module in expert.named_modules() if isinstance(module, LoraLayer)}
+    if not set(layers) <= wrapped:
+        raise LoraError(f"LoRA {path} changes {min(set(layers) - wrapped)}, which the run does not; add it to targets")
+    ranks = {change.rank for change in layers.values() if isinstance(change, LowRank)}
+    if len(ranks) != 1 or not all(isinstance(change, LowRank) for change in layers.values()):
+        raise LoraError(f"LoRA {path} is not of one rank, which a style beside a distillation must be; take another")
+    rank = ranks.pop()
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is meant
+        inject_adapter_in_model(config, expert, adapter_name=STYLE)
+    parameters = dict(expert.named_parameters())
+    with torch.no_grad():
+        for layer, change in layers.items():
+            assert isinstance(change, LowRank)
+            parameters[_key(layer, "A", STYLE)].copy_(change.a)
+            parameters[_key(layer, "B", STYLE)].copy_(change.b.float() * change.scale)
+    activate(expert, [ADAPTER])
+
+
+def activate(expert: torch.nn.Module, names: Sequence[str]) -> None:
+    """Switch on these adapters and no others; only `ADAPTER` is ever trained."""
+    for module in expert.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter(list(names), inference_mode=True)
+    for name, parameter in expert.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(ADAPTER in names and f".{ADAPTER}." in name)
 
 
 def plain_shapes(expert: torch.nn.Module) -> dict[str, torch.Size]:
@@ -117,5 +157,5 @@ def fill(expert: torch.nn.Module, lora: Lora, config: TrainConfig) -> None:
             parameters[_key(name, "B")].copy_(change.b.float() * (change.scale / config.scale))
 
 
-def _key(layer: str, part: str) -> str:
-    return f"{layer}.lora_{part}.{ADAPTER}.weight"
+def _key(layer: str, part: str, adapter: str = ADAPTER) -> str:
+    return f"{layer}.lora_{part}.{adapter}.weight"

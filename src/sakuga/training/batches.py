@@ -15,6 +15,7 @@ from torch.nn import functional
 from sakuga.errors import DataError, TrainError
 from sakuga.training import objective
 from sakuga.training.config import TrainConfig
+from sakuga.training.distill import Phases
 from sakuga.training.module import MicroBatch
 from sakuga.training.order import Draw, draws_of_step, rounds
 from sakuga.training.prepared import LAYERS, LatentCache, PreparedSample, PreparedSet
@@ -64,6 +65,7 @@ class Batches:
         if not self.samples:
             raise DataError("the prepared data set has no training sample; see its report.json for what was rejected")
         self.entry = functools.lru_cache(maxsize=KEPT_ENTRIES)(cache.get)
+        self._phases = Phases.of(config) if config.mode == "distill" else None
         self._gains: torch.Tensor | None = None
         if config.layer_weights:
             if "layers_GThw" not in self.entry("videos", self.samples[0].video_key):
@@ -98,11 +100,16 @@ class Batches:
         return mine
 
     def _entry_of(self, draw: Draw) -> Entry:
-        low, high = self.sigma_range()
-        sigma = objective.sigma_within(draw.quantile, self.config.flow_shift, low, high)
-        weight = objective.timestep_weight(sigma, self.config.loss_weighting)
+        sigma = self.sigma_at(draw.quantile)
+        weight = 1.0 if self._phases else objective.timestep_weight(sigma, self.config.loss_weighting)
         share = weight / self.config.global_batch_size
         return Entry(draw=draw, sample=self.samples[draw.sample], sigma=sigma, share=share)
+
+    def sigma_at(self, quantile: float) -> float:
+        """Of the noise levels that are trained; a distillation has only its places."""
+        if self._phases:
+            return self._phases.sigma_at(quantile)
+        return objective.sigma_within(quantile, self.config.flow_shift, *self.sigma_range())
 
     def sigma_range(self) -> tuple[float, float]:
         """Noise levels that are trained: all, or those of the expert that the run is for."""
@@ -155,7 +162,9 @@ class Batches:
             noise_BCThw=torch.stack(list(noises)).to(self.device),
             sigma_B=torch.tensor(sigmas, dtype=torch.float32, device=self.device),
             share_B=torch.tensor(shares, dtype=torch.float32, device=self.device),
-            text_BLD=torch.stack([self._text(s, drops) for s, drops in zip(samples, drops_text, strict=True)]),
+            text_BLD=torch.stack(
+                [self.empty_text() if drops else self._text(s.text_key) for s, drops in zip(samples, drops_text)]
+            ),
             pixel_weight_B1Thw=objective.pixel_weights(latents, layers, gains),
             given={ours: stacked(name).float() for name, ours in GIVEN.items() if name in names},
             first_frame_BCThw=first,
@@ -164,8 +173,11 @@ class Batches:
     def video(self, sample: PreparedSample) -> dict[str, torch.Tensor]:
         return self.entry("videos", sample.video_key)
 
-    def _text(self, sample: PreparedSample, drops: bool) -> torch.Tensor:
-        key = self.prepared.empty_text_key if drops else sample.text_key
+    def empty_text(self) -> torch.Tensor:
+        """(L, D), as of a sample whose text was dropped."""
+        return self._text(self.prepared.empty_text_key)
+
+    def _text(self, key: str) -> torch.Tensor:
         context_LD = self.entry("texts", key)["context_LD"]
         lacking = self.card.tokenizer_max_tokens - len(context_LD)
         return functional.pad(context_LD.float(), (0, 0, 0, lacking)).to(self.device)

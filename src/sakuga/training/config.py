@@ -76,6 +76,18 @@ class TrainConfig:
     """Steps that a distilled LoRA is made for."""
     distill_guidance: float | None = None
     """Guidance that is folded in; None: the card's."""
+    distill_intervals: int = 4
+    """Places within each of those steps that are trained and must agree on where it ends; 1: its beginning alone."""
+    teacher_steps: int = 3
+    """Of the teacher, from one of those places to the next."""
+    distill_source: str = "data"
+    """data: each sample, noised, is one place; teacher: from its noise the teacher goes all the way, and the run learns
+    at every place that it passes, which are those that a render passes."""
+    still_share: float = 0.25
+    """Of a distillation's training steps: the first ones see stills, the others videos."""
+    style_lora_sha256: str | None = None
+    """Of a LoRA that is beside the base, frozen, for `style_share` of a distillation's micro-batches."""
+    style_share: float = 0.5
 
     checkpointing: str = "none"
     """none; recompute: activations of a block are made again in the backward pass; offload: kept on the host."""
@@ -90,6 +102,7 @@ class TrainConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("checkpointing", self.checkpointing, CHECKPOINTING)
         _one_of("loss_weighting", self.loss_weighting, ("none", "wan"))
+        _one_of("distill_source", self.distill_source, ("data", "teacher"))
         if self.expert is not None:
             _one_of("expert", self.expert, EXPERTS)
         for name in self.targets:
@@ -100,7 +113,8 @@ class TrainConfig:
             raise TrainError(f"targets is empty; name some of {', '.join(TARGETS)}")
         for name, low in (("rank", 1), ("num_steps", 1), ("global_batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             _whole(name, getattr(self, name), low)
-        _whole("distill_steps", self.distill_steps, 1)
+        for name in ("distill_steps", "distill_intervals", "teacher_steps"):
+            _whole(name, getattr(self, name), 1)
         for name in ("lr", "max_grad_norm", "flow_shift"):
             _number(name, getattr(self, name), above=0)
         if self.alpha is not None:
@@ -108,7 +122,8 @@ class TrainConfig:
         if self.distill_guidance is not None:
             _number("distill_guidance", self.distill_guidance, low=1)
         _number("weight_decay", self.weight_decay, low=0)
-        _number("text_dropout", self.text_dropout, low=0, high=1)
+        for name in ("text_dropout", "still_share", "style_share"):
+            _number(name, getattr(self, name), low=0, high=1)
         for name, value in self.layer_weights.items():
             _number(f"layer_weights {name}", value, low=0)
         if self.ema_decay is not None:

@@ -8,13 +8,12 @@ Run: pytest tests/unit/test_training_loop.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from sakuga.training import objective
 from sakuga.training.batches import Batches, geometry
-from sakuga.training.module import TrainingModule
+from sakuga.training.module import MicroBatch, TrainingModule
 from sakuga.training.order import Draw, rounds
 from sakuga.training.prepared import PreparedSample
 from sakuga.training.world import World
@@ -27,12 +26,18 @@ NOISE_SEED = 2**40
 
 @torch.no_grad()
 def held_out_loss(
-    module: TrainingModule, batches: Batches, world: World, samples: Sequence[PreparedSample]
+    module: TrainingModule,
+    batches: Batches,
+    world: World,
+    samples: Sequence[PreparedSample],
+    relabel: Callable[[MicroBatch], MicroBatch] = lambda batch: batch,
 ) -> dict[str, float]:
-    """Mean error at each quantile, `heldout/q10` to `q90`, and of all, `heldout/loss`; the same on every worker."""
-    shift, (low, high) = batches.config.flow_shift, batches.sigma_range()
+    """Mean error at each quantile, `heldout/q10` to `q90`, and of all, `heldout/loss`; the same on every worker.
+
+    `relabel` gives the micro-batches what is wanted of them where that is not the data, as in a distillation.
+    """
     questions = [(index, place) for index in range(len(samples)) for place in range(len(QUANTILES))]
-    sigmas = [objective.sigma_within(quantile, shift, low, high) for quantile in QUANTILES]
+    sigmas = [batches.sigma_at(quantile) for quantile in QUANTILES]
     turns = rounds(
         questions,
         lambda question: (batches.expert_of(sigmas[question[1]]), geometry(samples[question[0]])),
@@ -53,7 +58,7 @@ def held_out_loss(
             shares=[1.0] * len(asked),
             drops_text=[False] * len(asked),
         )
-        errors = module(batch)
+        errors = module(relabel(batch))
         if mine:
             sums.index_add_(0, torch.tensor([place for _, place in mine], device=module.device), errors.double())
     means = (world.sum(sums) / len(samples)).tolist()

@@ -113,7 +113,8 @@ def passport_of(trainer: Trainer, options: LoopOptions, metrics: Mapping[str, fl
 def _evaluate(trainer: Trainer, watcher: Watcher, samples: Sequence[PreparedSample]) -> dict[str, float]:
     """Of the weights that would be saved: the mean, where there is one."""
     with trainer.averaged():
-        metrics = held_out_loss(trainer.module, trainer.batches, trainer.world, samples)
+        relabel = {} if trainer.distillation is None else {"relabel": trainer.distillation.held_out}
+        metrics = held_out_loss(trainer.module, trainer.batches, trainer.world, samples, **relabel)
     watcher.on_evaluation(trainer.step, metrics)
     return metrics
 

@@ -78,6 +78,13 @@ def patches(x_BCThw: torch.Tensor) -> torch.Tensor:
     return rows.permute(0, 2, 3, 5, 4, 6, 1).flatten(4).flatten(1, 3)
 
 
+def unpatched(x_BSP: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The way back from `patches`, to this shape."""
+    _, c, t, h, w = shape
+    rows = x_BSP.unflatten(2, (2, 2, c)).unflatten(1, (t, h // 2, w // 2))  # B T h/2 w/2 2 2 C
+    return rows.permute(0, 6, 1, 2, 4, 3, 5).reshape(shape)
+
+
 def velocity_error(
     velocity_BSP: torch.Tensor, target_BSP: torch.Tensor, weight_BSP: torch.Tensor, whole_weight_B: torch.Tensor
 ) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from sakuga.training import adapters
 from sakuga.training.batches import Batches
 from sakuga.training.checkpoint import RunState, Tensors, read_tensors, write_checkpoint
 from sakuga.training.config import TrainConfig
+from sakuga.training.distill import Distillation
 from sakuga.training.memory import fullest_plan, step_memory
-from sakuga.training.module import TrainingModule
+from sakuga.training.module import MicroBatch, TrainingModule
 from sakuga.training.objective import PATCH_AREA
 from sakuga.training.optimizers import Ema, build_optimizers, lr_factor
 from sakuga.training.states import load_optimizer_state, load_whole_state, optimizer_state, whole_state
@@ -60,6 +61,7 @@ class Trainer:
         world: World,
         *,
         start_lora: Path | None = None,
+        style_lora: Path | None = None,
     ) -> None:
         """Raises TrainError or LoraError for settings that do not fit the model, PlanError for workers that do not."""
         config.check_card(model.card)
@@ -69,6 +71,8 @@ class Trainer:
             for expert in self._trained_experts():
                 if config.trains_lora:
                     adapters.add_lora(expert, config, start_lora)
+                    if style_lora is not None:
+                        adapters.add_style(expert, style_lora)
                 else:
                     adapters.make_trainable(expert)
                     self._freeze_unused(expert)
@@ -76,6 +80,11 @@ class Trainer:
             model.pipe, checkpointing=config.checkpointing, compiled=config.compile, device=batches.device
         )
         self.module.to(batches.device)
+        self.distillation: Distillation | None = None
+        if config.mode == "distill":
+            self.distillation = Distillation(
+                self.module, config, model.card, world, batches.empty_text(), has_style=style_lora is not None
+            )
         if world.sharded and config.optimizer == "muon":
             raise TrainError("muon needs whole matrices, which FSDP splits; take adamw")
         world.spread(self.module)
@@ -117,14 +126,14 @@ class Trainer:
         loss, num_tokens = torch.zeros((), device=self.module.device), 0
         suspects: list[str] = []
         for entries in micro_batches:
-            batch = self.batches.micro_batch(entries)
-            errors_B = self.module(batch)
-            part = (errors_B * batch.share_B).sum()
-            # FSDP takes the mean of all workers' gradients where the sum is wanted.
-            (part * world.size if world.sharded else part).backward()
-            loss += part.detach()
-            num_tokens += batch.latents_BCThw[:, 0].numel() // PATCH_AREA
-            suspects += [e.sample.name for e, error in zip(entries, errors_B, strict=True) if not error.isfinite()]
+            for batch in self._to_learn(self.batches.micro_batch(entries)):
+                errors_B = self.module(batch)
+                part = (errors_B * batch.share_B).sum()
+                # FSDP takes the mean of all workers' gradients where the sum is wanted.
+                (part * world.size if world.sharded else part).backward()
+                loss += part.detach()
+                num_tokens += batch.latents_BCThw[:, 0].numel() // PATCH_AREA
+                suspects += [e.sample.name for e, error in zip(entries, errors_B, strict=True) if not error.isfinite()]
         totals = world.sum(torch.stack([loss, torch.tensor(float(num_tokens), device=loss.device)]))
         world.sum_gradients(self.trained.values())
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm))
@@ -149,6 +158,11 @@ class Trainer:
         return StepReport(
             step=self.step, loss=float(totals[0]), grad_norm=norm, lr=lr, num_tokens=int(totals[1]) // shared
         )
+
+    def _to_learn(self, batch: MicroBatch) -> Iterable[MicroBatch]:
+        if self.distillation is None:
+            return [batch]
+        return self.distillation.of_step(batch, self.step, self.averaged)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sakuga.recipe import LoraRequest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -24,7 +26,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model"):
+    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "fewstep"):
         sys.modules.pop(name, None)
 
 
@@ -98,3 +100,28 @@ def test_the_gpu_scripts_steps_are_stock_diffsynths(benchmark, monkeypatch):
     assert rows["stock_sdpa"]["cosine"] > 0.9999 and rows["bf16"]["cosine"] == 1
     assert "needs a CUDA device" in rows["sage"]["refused"]
     assert "multiplies fp8" in rows["fp8"]["refused"]
+
+
+def test_fewstep_compares_with_the_reference_and_the_same_number_of_plain_steps(benchmark):
+    module = benchmark("fewstep")
+    ways = module.ways(1.5, [LoraRequest(name="fast4"), LoraRequest(name="fast8")])
+    assert list(ways) == ["reference", "steps.4", "steps.8", "plain.1", "plain.2", "plain.4", "plain.8"]
+    assert [lora.name for lora in ways["steps.8"].loras] == ["fairy", "fast8"]
+    assert (ways["reference"].guidance, ways["steps.4"].guidance, len(ways["plain.4"].loras)) == (1.5, 1.0, 1)
+    row = {"denoise_s": 1.0, "psnr_db": 20.0, "ssim": 0.5, "ref_ssim": 0.8, "sharpness": 0.2}
+    rows = {name: [row] for name in ways}
+    rows["reference"] = [row | {"denoise_s": seconds, "ssim": 0.51} for seconds in (30.0, 25.0, 90.0)]
+    rows["steps.4"] = [row | {"ref_ssim": 0.9, "sharpness": 0.19}]
+    found = module.summary(rows)
+    assert found["steps"]["4"] == {
+        "denoise_s": 1.0, "psnr_db": 20.0, "ssim": 0.5, "ref_ssim": 0.9, "sharpness": 0.19, "time_ratio": 30.0,
+        "ssim_loss": 0.01, "ref_gain": 0.1, "sharpness_vs_reference": 0.95,
+    }  # fmt: skip
+
+
+def test_sharpness_is_gradient_energy(benchmark):
+    module = benchmark("fewstep")
+    frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    assert module.gradient_energy(frames) == 0.0
+    frames[:, :, 2:] = 10
+    assert module.gradient_energy(frames) == pytest.approx(100 / 3)

@@ -205,6 +205,12 @@ def test_the_card_tells_what_was_trained_and_what_is_missing(tmp_path):
     digest = hashlib.sha256((weights / "dit.safetensors").read_bytes()).hexdigest()
     assert json.loads((weights / "card.json").read_text())["sha256"]["dit.safetensors"] == digest
     assert "tokenizer/tokenizer.json" in card["sha256"]
+    card["training"] |= {"fast4": {"steps": 9}, "gone": {"steps": 1}}
+    (weights / "card.json").write_text(json.dumps(card))
+    (weights / "loras").mkdir(exist_ok=True)
+    (weights / "loras" / "fast4.safetensors").write_bytes(b"a LoRA")
+    again = write_card(weights, folders)["training"]
+    assert again["fast4"] == {"steps": 9} and "gone" not in again
     draw_curves(folders, tmp_path / "curves.svg")
     assert "vae: loss, 60 steps" in (tmp_path / "curves.svg").read_text()
 

@@ -29,6 +29,10 @@ from sakuga.wan.catalogue import card
         ({"layer_weights": {"shape": math.inf}}, "layer_weights shape is inf"),
         ({"mode": "full", "base_precision": "int8"}, "mode full"),
         ({"expert": "medium"}, "expert is 'medium'"),
+        ({"still_share": 1.5}, "still_share is 1.5"),
+        ({"style_lora_sha256": "0" * 64}, "goes beside a distillation"),
+        ({"style_share": math.nan}, "style_share is nan"),
+        ({"distill_source": "techer"}, "did you mean 'teacher'"),
     ],
 )
 def test_bad_settings_are_named(fields, said):

@@ -128,6 +128,8 @@ class TrainConfig:
             _number(f"layer_weights {name}", value, low=0)
         if self.ema_decay is not None:
             _number("ema_decay", self.ema_decay, low=0, high=1)
+        if self.style_lora_sha256 is not None and self.mode != "distill":
+            raise TrainError(f"a style LoRA goes beside a distillation, and mode is {self.mode}; leave it out")
         if self.mode == "full" and self.base_precision not in ("fp32", "bf16"):
             raise TrainError(f"mode full trains the base itself, which cannot be {self.base_precision}; take bf16")
 

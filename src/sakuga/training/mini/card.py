@@ -12,12 +12,18 @@ OPTIONAL = ("decoder",)
 
 
 def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:
-    """Write `card.json` into the model folder; `run_folders` says where each of `STAGES` was trained."""
+    """Write `card.json` into the model folder; `run_folders` says where each of `STAGES` was trained.
+
+    LoRAs of other origin that lie there, the distilled ones, keep what the card says of them.
+    """
     hashed = {
         path.relative_to(weights).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(weights.rglob("*"))
         if path.suffix in (".safetensors", ".json") and path.name != "card.json"
     }
+    path = weights / "card.json"
+    known = json.loads(path.read_text())["training"] if path.exists() else {}
+    loras = {name: known[name] for name in known if name not in STAGES and f"loras/{name}.safetensors" in hashed}
     card = {
         "name": "wan-mini",
         "licence": "Apache-2.0",
@@ -27,10 +33,11 @@ def write_card(weights: Path, run_folders: dict[str, Path]) -> dict:
             stage: _stage_facts(run_folders[stage])
             for stage in STAGES
             if stage not in OPTIONAL or (run_folders[stage] / "log.jsonl").exists()
-        },
+        }
+        | loras,
         "sha256": hashed,
     }
-    (weights / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    path.write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 

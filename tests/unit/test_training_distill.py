@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from sakuga.engine.resolve import resolve
 from sakuga.engine.schedule import euler_step
 from sakuga.errors import LoraError, TrainError
+from sakuga.recipe import RecipeRequest
 from sakuga.training import objective
 from sakuga.training.checkpoint import publish, read_state
 from sakuga.training.config import TrainConfig
@@ -251,3 +254,12 @@ def test_workers_and_models_that_cannot_be_distilled_with(folder):
 def test_numbers_of_steps_are_whole(name):
     with pytest.raises(TrainError, match=f"{name} is 0"):
         TrainConfig(mode="distill", **{name: 0})
+
+
+def test_the_acceleration_lora_of_wan_mini_sets_steps_and_guidance_beside_a_style():
+    """Whichever comes first; and a style says nothing of the schedule."""
+    for loras in (["fairy", "fast4"], ["fast4", "fairy"]):
+        request = RecipeRequest.model_validate({"model": "wan-mini", "prompt": "x", "seed": 1, "loras": loras})
+        recipe, _, paths = resolve(request, CARD, Path())
+        assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.flow_shift) == (4, 1.0, 5.0)
+        assert all(path.stat().st_size <= 2_000_000 for path in paths)

@@ -139,7 +139,7 @@ def save_weights(named: Mapping[str, torch.Tensor], path: Path) -> None:
 def fill(expert: torch.nn.Module, lora: Lora, config: TrainConfig) -> None:
     """Put a LoRA's values into the adapter that the expert has. Raises LoraError where layers or ranks differ."""
     parameters = dict(expert.named_parameters())
-    wanted = {name.removesuffix(_key("", "A")) for name in parameters if ".lora_A." in name}
+    wanted = {name.removesuffix(_key("", "A")) for name in parameters if name.endswith(_key("", "A"))}
     given = {target.removesuffix(".weight") for target in lora.changes}
     if given != wanted:
         raise LoraError(

@@ -16,6 +16,7 @@ from sakuga.training.checkpoint import publish, read_state
 from sakuga.training.config import TrainConfig
 from sakuga.training.distill import Distillation, Phases, first_frame_of
 from sakuga.training.loop import LoopOptions, run_loop
+from sakuga.training.preflight import preflight
 from sakuga.training.world import World
 from sakuga.wan.passport import read_passport
 from tiny_training import CARD, config, prepared_set, trainer_of, weights
@@ -263,3 +264,8 @@ def test_the_acceleration_lora_of_wan_mini_sets_steps_and_guidance_beside_a_styl
         recipe, _, paths = resolve(request, CARD, Path())
         assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.flow_shift) == (4, 1.0, 5.0)
         assert all(path.stat().st_size <= 2_000_000 for path in paths)
+
+
+def test_the_preflight_passes_with_a_style_beside(folder):
+    trainer = trainer_of(folder, distill(), style_lora=fairy(folder))
+    assert preflight(trainer).num_tensors == len(trainer.trained)

@@ -60,6 +60,16 @@ def train(
     ] = None,
     distill_steps: Annotated[int, typer.Option(help="Steps that a distilled LoRA is made for.")] = 4,
     distill_guidance: Annotated[float | None, typer.Option(help="Guidance folded in; the card's if not given.")] = None,
+    distill_intervals: Annotated[int, typer.Option(help="Places that are trained within each of those steps.")] = 4,
+    teacher_steps: Annotated[int, typer.Option(help="The teacher's, from one place to the next.")] = 3,
+    distill_source: Annotated[
+        str, typer.Option(help="data: noised samples; teacher: what it passes on its way from noise.")
+    ] = "data",
+    still_share: Annotated[
+        float, typer.Option(help="Of the steps of a distillation: the first ones see stills.")
+    ] = 0.25,
+    style_lora: Annotated[Path | None, typer.Option(help="LoRA beside the base of a distillation, frozen.")] = None,
+    style_share: Annotated[float, typer.Option(help="Of the micro-batches that it is there for.")] = 0.5,
     checkpointing: Annotated[str, typer.Option(help="none, recompute or offload.")] = "none",
     compile: options.Compile = False,
     seed: Annotated[int, typer.Option(help="Of order, noise and adapters.")] = 0,
@@ -119,6 +129,11 @@ def train(
         },
         distill_steps=distill_steps,
         distill_guidance=distill_guidance,
+        distill_intervals=distill_intervals,
+        teacher_steps=teacher_steps,
+        distill_source=distill_source,
+        still_share=still_share,
+        style_share=style_share,
         checkpointing=checkpointing,
         compile=compile,
     )
@@ -134,6 +149,7 @@ def train(
         weights=weights,
         device=device,
         start_lora=None if start_lora is None else str(start_lora),
+        style_lora=None if style_lora is None else str(style_lora),
         micro_batch_size=micro_batch_size,
         sequence=sequence,
         sharded=shard,

@@ -119,9 +119,7 @@ def run_training(job: TrainJob, workers: Workers, *, address: str | None = LOCAL
             f"{workers.minimum} to {workers.maximum} workers cannot be split into groups of {job.sequence} that share "
             "a sequence; take multiples of it"
         )
-    job = check_job(
-        dataclasses.replace(job, out=str(Path(job.out).resolve()), prepared=str(Path(job.prepared).resolve()))
-    )
+    job = check_job(_absolute(job))
     out = Path(job.out)
     settings.set_for_libraries(TRAIN_ENVIRONMENT)
     with folder_lock(out), cluster(address, workers.maximum, shows_logs=False):
@@ -138,6 +136,14 @@ def run_training(job: TrainJob, workers: Workers, *, address: str | None = LOCAL
         metrics=metrics,
         seconds=time.monotonic() - began,
     )
+
+
+def _absolute(job: TrainJob) -> TrainJob:
+    """Workers have a current folder of their own."""
+    files = {name: getattr(job, name) for name in ("prepared", "out", "start_lora", "style_lora")}
+    if job.weights is not None and "://" not in job.weights:
+        files["weights"] = job.weights
+    return dataclasses.replace(job, **{name: path and str(Path(path).resolve()) for name, path in files.items()})
 
 
 def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from sakuga.errors import LoraError
@@ -66,7 +65,7 @@ def add_style(expert: torch.nn.Module, path: Path) -> None:
     """
     lora = fit_lora(path, plain_shapes(expert))
     layers = {target.removesuffix(".weight"): change for target, change in lora.changes.items()}
-    wrapped = {name for name, module in expert.named_modules() if isinstance(module, BaseTunerLayer)}
+    wrapped = {name for name, module in expert.named_modules() if isinstance(module, LoraLayer)}
     if not set(layers) <= wrapped:
         raise LoraError(f"LoRA {path} changes {min(set(layers) - wrapped)}, which the run does not; add it to targets")
     ranks = {change.rank for change in layers.values() if isinstance(change, LowRank)}
@@ -89,7 +88,7 @@ def add_style(expert: torch.nn.Module, path: Path) -> None:
 def activate(expert: torch.nn.Module, names: Sequence[str]) -> None:
     """Switch on these adapters and no others; only `ADAPTER` is ever trained."""
     for module in expert.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, LoraLayer):
             module.set_adapter(list(names), inference_mode=True)
     for name, parameter in expert.named_parameters():
         if ".lora_" in name:
@@ -140,7 +139,7 @@ def save_weights(named: Mapping[str, torch.Tensor], path: Path) -> None:
 def fill(expert: torch.nn.Module, lora: Lora, config: TrainConfig) -> None:
     """Put a LoRA's values into the adapter that the expert has. Raises LoraError where layers or ranks differ."""
     parameters = dict(expert.named_parameters())
-    wanted = {name.removesuffix(_key("", "A")) for name in parameters if ".lora_A." in name}
+    wanted = {name.removesuffix(_key("", "A")) for name in parameters if name.endswith(_key("", "A"))}
     given = {target.removesuffix(".weight") for target in lora.changes}
     if given != wanted:
         raise LoraError(

@@ -65,6 +65,8 @@ class TrainJob:
     weights: str | None = None
     device: str = "cpu"
     start_lora: str | None = None
+    style_lora: str | None = None
+    """Beside the base of a distillation."""
     micro_batch_size: int = 8
     sequence: int = 1
     """Workers that share a sample's tokens."""
@@ -110,17 +112,20 @@ def check_job(job: TrainJob) -> TrainJob:
         )
     if job.config.mode == "distill" and (job.sharded or job.sequence > 1):
         raise TrainError("a distillation runs on whole models; leave out sharding and shared sequences")
-    config = job.config
-    if job.start_lora is not None:
-        if not config.trains_lora:
-            raise TrainError("a full fine-tuning does not start from a LoRA; leave it out, or take mode lora")
-        start = Path(job.start_lora)
-        if not start.is_file():
-            raise LoraError(f"LoRA {shown(job.start_lora)} is not there; check the path")
-        config = dataclasses.replace(config, start_lora_sha256=file_sha256(start))
-        job = dataclasses.replace(job, start_lora=str(start.resolve()))
+    if job.start_lora is not None and not job.config.trains_lora:
+        raise TrainError("a full fine-tuning does not start from a LoRA; leave it out, or take mode lora")
+    hashes = {"start_lora_sha256": _hash_of(job.start_lora), "style_lora_sha256": _hash_of(job.style_lora)}
+    config = dataclasses.replace(job.config, **hashes)
     check_output_dir(Path(job.out))
     return dataclasses.replace(job, config=config)
+
+
+def _hash_of(lora: str | None) -> str | None:
+    if lora is None:
+        return None
+    if not Path(lora).is_file():
+        raise LoraError(f"LoRA {shown(lora)} is not there; check the path")
+    return file_sha256(Path(lora))
 
 
 def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Trainer:
@@ -142,15 +147,15 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
     if checkpoint is not None:
         state = read_state(checkpoint, config)
         check_same_data(state, data_sha256=prepared.content_sha256, weights_sha256=weights.sha256)
-    if job.start_lora is not None:
-        _check_base(Path(job.start_lora), weights.sha256)
+    start, style = (None if path is None else Path(path) for path in (job.start_lora, job.style_lora))
+    for lora in (start, style):
+        if lora is not None:
+            _check_base(lora, weights.sha256)
     cache = prepared.open_cache(Path(job.prepared), where.cache_dir / "latents", where.s3_endpoint_url)
     batches = Batches(prepared, cache, config, found, device, micro_batch_size=job.micro_batch_size)
     check_step_fits(fullest_plan(batches, world), found, device)
     model = load_model(weights, device=device, precision=config.base_precision, stages=("denoise",))
-    trainer = Trainer(
-        model, batches, config, world, start_lora=None if job.start_lora is None else Path(job.start_lora)
-    )
+    trainer = Trainer(model, batches, config, world, start_lora=start, style_lora=style)
     if checkpoint is not None and state is not None:
         trainer.restore(checkpoint, state)
     else:
@@ -159,13 +164,13 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
     return trainer
 
 
-def _check_base(start: Path, weights_sha256: str) -> None:
+def _check_base(path: Path, weights_sha256: str) -> None:
     """A LoRA that says what it was made for may be of the same shapes and of another base all the same."""
-    base = read_passport(start).base_sha256
+    base = read_passport(path).base_sha256
     if base is not None and base != weights_sha256:
         raise LoraError(
-            f"LoRA {start} was trained on another base ({base[:12]}) than the run's ({weights_sha256[:12]}); "
-            "give that base, or start without it"
+            f"LoRA {path} was trained on another base ({base[:12]}) than the run's ({weights_sha256[:12]}); "
+            "give that base, or leave it out"
         )
 
 

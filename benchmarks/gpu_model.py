@@ -119,7 +119,13 @@ def make_dit(shape: Shape, bench: Bench) -> WanModel:
 
     widths = {name: getattr(shape.dit, name) for name in WIDTHS}
     with torch.device("meta"):
-        dit = WanModel(in_dim=shape.card.in_dim, eps=1e-6, patch_size=(1, 2, 2), has_image_input=True, **widths)
+        dit = WanModel(
+            in_dim=shape.card.in_dim,
+            eps=1e-6,
+            patch_size=(1, 2, 2),
+            has_image_input=shape.dit.num_image_tokens > 0,
+            **widths,
+        )
     dit = dit.to(bench.dtype).to_empty(device=bench.device).eval().requires_grad_(False)
     generator = torch.Generator(bench.device).manual_seed(0)
     for name, parameter in dit.named_parameters():

@@ -26,7 +26,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "fewstep"):
+    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "gpu_train", "fewstep"):
         sys.modules.pop(name, None)
 
 
@@ -125,3 +125,22 @@ def test_sharpness_is_gradient_energy(benchmark):
     assert module.gradient_energy(frames) == 0.0
     frames[:, :, 2:] = 10
     assert module.gradient_energy(frames) == pytest.approx(100 / 3)
+
+
+def test_the_training_script_steps_ours_and_stock_at_toy_shapes(benchmark, capsys, monkeypatch):
+    module = benchmark("gpu_train", "--tiny", "--device", "cpu", "--models", "1.3b", "--steps", "2", "--json")
+    twins = []
+    share = module.sharing_weights
+    monkeypatch.setattr(module, "sharing_weights", lambda dit: twins.append((dit, share(dit))) or twins[-1][1])
+    module.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = result["models"]["1.3b"]
+    assert found["num_tokens"] == 8
+    assert found["predicted_bytes"] > 0
+    assert all(len(found[side]["all_seconds"]) == 2 for side in ("ours", "stock"))
+    ours, stock = (dict(dit.named_parameters()) for dit in twins[0])
+    assert set(ours) == set(stock), "the same layers have adapters"
+    for name, parameter in ours.items():
+        assert (parameter is stock[name]) is (".lora_" not in name), name
+        if ".lora_B." in name:
+            assert parameter.any() and stock[name].any(), f"{name} was never trained"

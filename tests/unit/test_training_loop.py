@@ -66,6 +66,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, tmp_path):
         assert torch.equal(whole.ema.mean[name], resumed.ema.mean[name])
 
 
+def test_moments_in_8_bits_learn_and_go_on_bit_for_bit(folder, tmp_path):
+    """Without compiling, which takes half a minute; the checkpoint is read as tensors only, these included."""
+    settings = config(num_steps=8, lr=2e-2, optimizer="adamw8bit", rank=32, targets=("q", "ffn.0"))
+    with torch.compiler.set_stance("force_eager"):
+        whole, watched = run(folder, tmp_path / "whole", settings)
+        resumed, rest = run(folder, tmp_path / "rest", settings, resume=watched.checkpoints[1])
+    moments = [state["exp_avg"] for state in resumed.optimizers[0].state.values()]
+    assert {type(moment).__name__ for moment in moments} == {"OptimState8bit"}
+    assert rest.losses == watched.losses[4:]
+    assert all(torch.equal(whole.trained[name], resumed.trained[name]) for name in whole.trained)
+    first, last = (watched.held_out[place][1]["heldout/loss"] for place in (0, -1))
+    assert last < 0.99 * first
+
+
 def test_micro_batches_change_rounding_only(folder, tmp_path):
     _, together = run(folder, tmp_path / "a", config(num_steps=4))
     _, apart = run(folder, tmp_path / "b", config(num_steps=4), micro_batch_size=1)

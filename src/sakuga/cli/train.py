@@ -65,9 +65,7 @@ def train(
     distill_source: Annotated[
         str, typer.Option(help="data: noised samples; teacher: what it passes on its way from noise.")
     ] = "data",
-    still_share: Annotated[
-        float, typer.Option(help="Of a distillation: the first steps see stills.")
-    ] = 0.25,
+    still_share: Annotated[float, typer.Option(help="Of a distillation: the first steps see stills.")] = 0.25,
     style_lora: Annotated[Path | None, typer.Option(help="LoRA beside the base of a distillation, frozen.")] = None,
     style_share: Annotated[float, typer.Option(help="Of the micro-batches that it is there for.")] = 0.5,
     checkpointing: Annotated[str, typer.Option(help="none, recompute or offload.")] = "none",

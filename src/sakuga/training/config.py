@@ -55,6 +55,8 @@ class TrainConfig:
     """Samples of a step, however many workers there are."""
     lr: float = 1e-4
     optimizer: str = "adamw"
+    """adamw8bit has the moments of large tensors in 8 bits. torchao compiles its step: half a minute at the first one,
+    and on a CPU a C++ compiler is needed."""
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup_steps: int = 20

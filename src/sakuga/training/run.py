@@ -65,6 +65,8 @@ class TrainJob:
     weights: str | None = None
     device: str = "cpu"
     start_lora: str | None = None
+    style_lora: str | None = None
+    """Beside the base in a distillation."""
     micro_batch_size: int = 8
     sequence: int = 1
     """Workers that share a sample's tokens."""
@@ -114,13 +116,22 @@ def check_job(job: TrainJob) -> TrainJob:
     if job.start_lora is not None:
         if not config.trains_lora:
             raise TrainError("a full fine-tuning does not start from a LoRA; leave it out, or take mode lora")
-        start = Path(job.start_lora)
-        if not start.is_file():
-            raise LoraError(f"LoRA {shown(job.start_lora)} is not there; check the path")
+        start = _lora_file(job.start_lora)
         config = dataclasses.replace(config, start_lora_sha256=file_sha256(start))
-        job = dataclasses.replace(job, start_lora=str(start.resolve()))
+        job = dataclasses.replace(job, start_lora=str(start))
+    if job.style_lora is not None:
+        style = _lora_file(job.style_lora)
+        config = dataclasses.replace(config, style_lora_sha256=file_sha256(style))
+        job = dataclasses.replace(job, style_lora=str(style))
     check_output_dir(Path(job.out))
     return dataclasses.replace(job, config=config)
+
+
+def _lora_file(given: str) -> Path:
+    path = Path(given)
+    if not path.is_file():
+        raise LoraError(f"LoRA {shown(given)} is not there; check the path")
+    return path.resolve()
 
 
 def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Trainer:
@@ -142,15 +153,14 @@ def build_trainer(job: TrainJob, world: World, checkpoint: Path | None) -> Train
     if checkpoint is not None:
         state = read_state(checkpoint, config)
         check_same_data(state, data_sha256=prepared.content_sha256, weights_sha256=weights.sha256)
-    if job.start_lora is not None:
-        _check_base(Path(job.start_lora), weights.sha256)
+    start, style = (None if path is None else Path(path) for path in (job.start_lora, job.style_lora))
+    for lora in filter(None, (start, style)):
+        _check_base(lora, weights.sha256)
     cache = prepared.open_cache(Path(job.prepared), where.cache_dir / "latents", where.s3_endpoint_url)
     batches = Batches(prepared, cache, config, found, device, micro_batch_size=job.micro_batch_size)
     check_step_fits(fullest_plan(batches, world), found, device)
     model = load_model(weights, device=device, precision=config.base_precision, stages=("denoise",))
-    trainer = Trainer(
-        model, batches, config, world, start_lora=None if job.start_lora is None else Path(job.start_lora)
-    )
+    trainer = Trainer(model, batches, config, world, start_lora=start, style_lora=style)
     if checkpoint is not None and state is not None:
         trainer.restore(checkpoint, state)
     else:

@@ -1,6 +1,5 @@
 """Distillation: what is wanted of the student, by hand on equations with known solutions and on tiny clips."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from sakuga.recipe import RecipeRequest
 from sakuga.training import objective
 from sakuga.training.checkpoint import publish, read_state
 from sakuga.training.config import TrainConfig
-from sakuga.training.distill import Distillation, Phases, first_frame_of
-from sakuga.training.loop import LoopOptions, run_loop
+from sakuga.training.distill import Phases, first_frame_of
+from sakuga.training.loop import LoopOptions, Wish, run_loop
 from sakuga.training.preflight import preflight
-from sakuga.training.world import World
+from sakuga.wan.catalogue import card
 from sakuga.wan.passport import read_passport
 from tiny_training import CARD, config, prepared_set, trainer_of, weights
 
@@ -209,8 +208,8 @@ class Watching:
     def on_checkpoint(self, state, staged):
         self.checkpoints.append(publish(staged, self.folder / f"checkpoint_{state.step}"))
 
-    def must_stop(self, step):
-        return step == self.stop_at
+    def wish(self, step):
+        return Wish.STOP if step == self.stop_at else Wish.GO_ON
 
 
 def run(folder, out, settings, *, stop_at=None, resume=None):
@@ -242,13 +241,9 @@ def test_a_resumed_distillation_is_the_uninterrupted_one(folder, tmp_path):
     assert all(torch.equal(whole.trained[name], resumed.trained[name]) for name in whole.trained)
 
 
-def test_workers_and_models_that_cannot_be_distilled_with(folder):
-    module = trainer_of(folder, distill()).module
-    empty = torch.zeros(1, 1)
-    two = dataclasses.replace(CARD, two_experts=True)
-    for card, world, said in ((CARD, World(sharded=True), "without FSDP"), (two, World(), "has two experts")):
-        with pytest.raises(TrainError, match=said):
-            Distillation(module, distill(), card, world, empty, has_style=False)
+def test_a_model_of_two_experts_is_refused():
+    with pytest.raises(TrainError, match="has two experts"):
+        TrainConfig(mode="distill").check_card(card("wan2.2-t2v-a14b"))
 
 
 @pytest.mark.parametrize("name", ["distill_steps", "distill_intervals", "teacher_steps"])

@@ -89,6 +89,8 @@ def test_time_that_is_up_saves_and_ends(prepared, tmp_path):
         ({"config": config(rank=193)}, TrainError, "above the width"),
         ({"config": config(model="wan2.1-t2v-1.3b")}, TrainError, "was prepared for wan-mini"),
         ({"config": config(mode="full"), "start_lora": "x.safetensors"}, TrainError, "does not start from a LoRA"),
+        ({"config": config(mode="lora"), "style_lora": __file__}, TrainError, "goes beside a distillation"),
+        ({"config": config(mode="distill"), "style_lora": "x.safetensors"}, LoraError, "is not there"),
         ({"config": config(mode="distill"), "sequence": 2}, TrainError, "distillation runs on whole models"),
         ({"out": "/proc/none"}, OutputError, "cannot be written"),
     ],

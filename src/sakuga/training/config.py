@@ -147,6 +147,11 @@ class TrainConfig:
         """Raises TrainError for what this model cannot be trained with."""
         if self.expert is not None and not card.two_experts:
             raise TrainError(f"{card.name} has one expert, so leave expert out")
+        if self.mode == "distill" and card.two_experts:
+            raise TrainError(
+                f"{card.name} has two experts, and a phase of a distillation would cross from one to the other; "
+                "distill a model of one"
+            )
         if self.trains_lora and self.rank > card.dit.dim:
             raise TrainError(
                 f"rank {self.rank} is above the width of {card.name}, {card.dit.dim}; a LoRA has a smaller one, "

@@ -25,7 +25,6 @@ from functools import cached_property
 import torch
 
 from sakuga.engine.schedule import euler_step, noise_levels
-from sakuga.errors import TrainError
 from sakuga.training import adapters, objective
 from sakuga.training.config import TrainConfig
 from sakuga.training.module import MicroBatch, TrainingModule
@@ -103,12 +102,8 @@ class Distillation:
         *,
         has_style: bool,
     ) -> None:
-        """Raises TrainError for a model or workers that cannot be distilled with."""
-        if card.two_experts:
-            raise TrainError(f"{card.name} has two experts and a step of a distilled LoRA one; distill a card of one")
-        if world.sharded or world.mesh.sequence.size > 1:
-            raise TrainError("distillation switches its adapter on and off on whole weights and sequences; use workers "
-                             "without FSDP that share no sequence")  # fmt: skip
+        # Adapters are switched on whole weights, the teacher steps whole sequences; `check_job` refuses anything else.
+        assert not world.sharded and world.mesh.sequence.size == 1
         self.module, self.config, self.empty_text_LD = module, config, empty_text_LD
         self.guidance = card.guidance_scale if config.distill_guidance is None else config.distill_guidance
         self.phases, self.has_style = Phases.of(config), has_style

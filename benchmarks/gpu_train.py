@@ -96,7 +96,7 @@ def pipeline(dit: torch.nn.Module, bench: Bench) -> WanVideoPipeline:
 
     with stdout_to_log():
         pipe = WanVideoPipeline(device=str(bench.device), torch_dtype=bench.dtype)
-    pipe.dit = dit
+    pipe.dit = dit  # ty: ignore[invalid-assignment]  # a WanModel, of the shapes that are asked for
     pipe.scheduler.set_timesteps(1000, training=True)
     return pipe
 
@@ -166,7 +166,8 @@ def model_part(name: str, model: ModelCard, options: Options, bench: Bench, fold
     if peak is not None:
         found |= {"peak_ratio": round(peak / predicted, 4), "within_bar": abs(peak / predicted - 1) <= MEMORY_BAR}
     times: dict[str, list[float]] = {"ours": [], "stock": []}
-    peaks, steps = {"ours": peak}, {"ours": trainer.train_step}
+    peaks = {"ours": peak}
+    steps: dict[str, Callable[[], object]] = {"ours": trainer.train_step}
     if twin is not None:
         beside = allocated(bench) - base_bytes  # our adapters and their moments
         steps["stock"] = stock_step(twin, batches, bench)

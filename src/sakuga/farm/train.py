@@ -13,6 +13,7 @@ Run: pytest tests/ray/test_train.py
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import tempfile
 import time
@@ -29,9 +30,20 @@ from ray.train.v2.api.validation_config import ValidationConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from sakuga import settings
-from sakuga.errors import ClusterError, SakugaError, TrainError, shown
+from sakuga.errors import (
+    ClusterError,
+    InputError,
+    MemoryLimitError,
+    NumericsError,
+    PreflightError,
+    TrainError,
+    WeightsError,
+    shown,
+)
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.rows import LOCAL, RAY_FAILURES, check_gpus, check_worker_device, cluster
+from sakuga.farm.submit import error_of
+from sakuga.media import write_json_atomic
 from sakuga.training.checkpoint import RunState
 from sakuga.training.loop import Wish, run_loop
 from sakuga.training.run import (
@@ -60,6 +72,9 @@ TRAIN_ENVIRONMENT = {
 KEPT_CHECKPOINTS = 3
 MAX_FAILURES = 3
 """Worker failures in a row without a new checkpoint; preemptions are not counted."""
+FAILED_NAME = ".failed.json"
+"""What a worker raised that would be raised again."""
+FINAL_ERRORS = (InputError, WeightsError, PreflightError, NumericsError, MemoryLimitError)
 NOTICE_EVERY = 5
 """Steps between two looks for a preemption notice: asking is a barrier of all workers."""
 RESIZE_EVERY_S = 60.0
@@ -174,11 +189,13 @@ def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
         ),
         validation_config=validation,
     )
+    marker = out / FAILED_NAME
+    marker.unlink(missing_ok=True)
     try:
         result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    except RAY_FAILURES as error:
+        if marker.is_file():
+            raise error_of(json.loads(marker.read_text()))
+    except (ray.train.TrainingFailedError, *RAY_FAILURES) as error:
         words = str(error).strip().partition("\n")[0]
         raise ClusterError(
             f"Ray failed ({type(error).__name__}: {words}); the same command goes on from the last checkpoint"
@@ -190,22 +207,6 @@ def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
     return Path(result.checkpoint.path), {
         name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
     }
-
-
-def _cause(error: BaseException) -> Exception:
-    """What a worker raised, if it is one of ours: it says what to do; else what Ray says."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    chain: list[BaseException | None] = [*failures.values(), error]
-    while chain:
-        link = chain.pop(0)
-        if link is None:
-            continue
-        for found in (link, getattr(link, "cause", None), getattr(link, "_base_exc", None)):
-            if isinstance(found, SakugaError):
-                return type(found)(found.message)
-        chain.append(link.__cause__)
-    words = str(error).strip().partition("\n")[0]
-    return ClusterError(f"training failed: {words}; its log is in Ray's, the checkpoints are kept")
 
 
 def _threads(workers: Workers) -> int:
@@ -221,7 +222,18 @@ def _work(given: Mapping[str, object]) -> None:
     job, num_threads = given["job"], given["num_threads"]
     assert isinstance(job, TrainJob)
     assert isinstance(num_threads, int)
+    failed = Path(job.out) / FAILED_NAME
+    if failed.is_file():
+        return  # Ray starts workers anew after any error; here all of them end, and the driver raises what is written
     torch.set_num_threads(num_threads)
+    try:
+        _train(job)
+    except FINAL_ERRORS as error:
+        write_json_atomic(failed, error.as_dict())
+        raise
+
+
+def _train(job: TrainJob) -> None:
     world = World.join(sequence=job.sequence, sharded=job.sharded)
     if job.device == "cuda":
         job = dataclasses.replace(job, device=str(get_device()))

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from sakuga.cli import main as cli
 from sakuga.cost.activations import activations
 from sakuga.cost.devices import DEVICES
-from sakuga.cost.training import TrainPlan, advise_training, estimate_training, largest_num_frames
+from sakuga.cost.training import TrainPlan, advise_training, estimate_training, largest_num_frames, train_bytes
 from sakuga.errors import GeometryError, TrainError
 from sakuga.training.adapters import add_lora
 from sakuga.training.config import IMAGE_TARGETS, TARGETS, TrainConfig
@@ -250,6 +250,18 @@ def test_the_largest_number_of_frames_fits_and_the_next_does_not(gpu):
     assert told(dataclasses.replace(asked, num_frames=frames), gpu).fits
     assert not told(dataclasses.replace(asked, num_frames=frames + 4), gpu).fits
     assert largest_num_frames(plan(), card("wan2.1-t2v-14b"), 24 * 10**9) == 0, memory
+
+
+def test_gradients_of_one_micro_batch_come_as_its_activations_go():
+    model = card("wan2.1-t2v-1.3b")
+    for asked in (plan(model.name), plan(model.name, mode="full")):
+        several, one = (
+            train_bytes(dataclasses.replace(asked, accumulates=several), model) for several in (True, False)
+        )
+        assert several.gradients == one.gradients == several.early
+        offloaded = dataclasses.replace(asked.settings, checkpointing="offload")
+        to_the_end = train_bytes(dataclasses.replace(asked, settings=offloaded), model).kept
+        assert several.peak - one.peak == min(several.gradients, one.kept - to_the_end)
 
 
 def test_advice_fits():

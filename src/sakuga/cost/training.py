@@ -75,6 +75,8 @@ class TrainPlan:
     """All weights, gradients and states are shared out; else every rank has them whole."""
     ulysses: int = 1
     """Ranks that share one sample's attention heads; the others have samples of their own."""
+    accumulates: bool = True
+    """A step has several micro-batches, so that gradients of earlier ones are there when activations are fullest."""
     norms_fp32: bool = True
     """As GPUs under autocast have them; a CPU leaves norms in bf16."""
 
@@ -107,6 +109,9 @@ class TrainBytes:
     frozen: int
     trained: int
     gradients: int
+    early: int
+    """Of the gradients, those beside all activations; of one micro-batch alone, what outgrows the activations that its
+    backward pass has used up by then."""
     optimizer: int
     ema: int
     copies: int
@@ -124,7 +129,7 @@ class TrainBytes:
     def peak(self) -> int:
         standing = self.frozen + self.trained + self.optimizer + self.ema + self.conditioning + self.kept + self.widest
         # Without checkpointing autograd holds the copies through the backward pass.
-        forward, backward = self.copies, self.gradients + (self.block or self.copies)
+        forward, backward = self.copies, self.early + (self.block or self.copies)
         return standing + max(forward, backward)
 
 
@@ -265,10 +270,12 @@ def train_bytes(plan: TrainPlan, card: ModelCard) -> TrainBytes:
     recompute = settings.checkpointing != "none"
     copies = 2 * trained // experts
     kept = {"none": num_blocks * acts.block, "recompute": checkpoints, "offload": 0}[settings.checkpointing]
+    gradients = 4 * trained // shards
     return TrainBytes(
         frozen=frozen // shards,
         trained=4 * trained // shards,
-        gradients=4 * trained // shards,
+        gradients=gradients,
+        early=gradients if plan.accumulates else max(0, gradients - kept),
         optimizer=round(STATE_BYTES[settings.optimizer] * trained) // shards,
         # The target of a distillation is such a mean too.
         ema=4 * trained // shards if settings.ema_decay is not None or settings.mode == "distill" else 0,

@@ -124,6 +124,9 @@ class TrainBytes:
     """On top in the widest moment of a block, and what FSDP has gathered."""
     conditioning: int
     host: int
+    """Checkpoints, each in pinned memory, which PyTorch hands out in powers of two."""
+    sent: int
+    """Of them, to the host and back again."""
 
     @property
     def peak(self) -> int:
@@ -179,7 +182,7 @@ def estimate_training(plan: TrainPlan, card: ModelCard, device: DeviceSpec) -> T
         step_flops=work.flops,
         compute_s=compute_s,
         exchange_s=_exchange_s(plan, card, device, compute_s),
-        transfer_s=2 * parts.host / device.host_bytes_per_s,
+        transfer_s=2 * parts.sent / device.host_bytes_per_s,
         memory_bytes=device.memory_bytes,
         largest_num_frames=largest_num_frames(plan, card, device.memory_bytes),
         assumed=_assumptions(plan, device),
@@ -284,7 +287,8 @@ def train_bytes(plan: TrainPlan, card: ModelCard) -> TrainBytes:
         block=acts.block + widened if recompute else 0,
         widest=acts.widest + gathered,
         conditioning=_conditioning_bytes(plan, card),
-        host=checkpoints if settings.checkpointing == "offload" else 0,
+        host=num_blocks * 2 ** (acts.boundary - 1).bit_length() if settings.checkpointing == "offload" else 0,
+        sent=checkpoints if settings.checkpointing == "offload" else 0,
     )
 
 

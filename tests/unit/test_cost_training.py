@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from sakuga.cli import main as cli
 from sakuga.cost.activations import activations
 from sakuga.cost.devices import DEVICES
-from sakuga.cost.training import TrainPlan, advise_training, estimate_training, largest_num_frames
+from sakuga.cost.training import TrainPlan, advise_training, estimate_training, largest_num_frames, train_bytes
 from sakuga.errors import GeometryError, TrainError
 from sakuga.training.adapters import add_lora
 from sakuga.training.config import IMAGE_TARGETS, TARGETS, TrainConfig
@@ -230,8 +230,9 @@ def test_operations_of_a_step_by_hand():
 
 def test_offload_moves_checkpoints_to_the_host_and_ranks_share_the_rest():
     kept, moved = told(plan()), told(plan(checkpointing="offload"))
-    assert moved.parts.host == 40 * 32760 * 5120 * 2
-    assert kept.parts.peak - moved.parts.peak == moved.parts.host
+    assert moved.parts.sent == 40 * 32760 * 5120 * 2
+    assert moved.parts.host == 40 * 2**29, "pinned in powers of two"
+    assert kept.parts.peak - moved.parts.peak == moved.parts.sent
     assert moved.transfer_s > 0 == kept.transfer_s
     full, sharded = told(plan(mode="full")), told(plan(mode="full", num_gpus=8, fsdp=True))
     assert sharded.parts.optimizer == full.parts.optimizer // 8
@@ -250,6 +251,18 @@ def test_the_largest_number_of_frames_fits_and_the_next_does_not(gpu):
     assert told(dataclasses.replace(asked, num_frames=frames), gpu).fits
     assert not told(dataclasses.replace(asked, num_frames=frames + 4), gpu).fits
     assert largest_num_frames(plan(), card("wan2.1-t2v-14b"), 24 * 10**9) == 0, memory
+
+
+def test_gradients_of_one_micro_batch_come_as_its_activations_go():
+    model = card("wan2.1-t2v-1.3b")
+    for asked in (plan(model.name), plan(model.name, mode="full")):
+        several, one = (
+            train_bytes(dataclasses.replace(asked, accumulates=several), model) for several in (True, False)
+        )
+        assert several.gradients == one.gradients == several.early
+        offloaded = dataclasses.replace(asked.settings, checkpointing="offload")
+        to_the_end = train_bytes(dataclasses.replace(asked, settings=offloaded), model).kept
+        assert several.peak - one.peak == min(several.gradients, one.kept - to_the_end)
 
 
 def test_advice_fits():

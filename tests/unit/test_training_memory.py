@@ -71,6 +71,7 @@ def test_the_fullest_micro_batch_is_of_the_longest_sample(folder):
     assert (asked.width, asked.height, asked.num_frames, asked.micro_batch) == (32, 32, 9, 3)
     one_at_a_time = batches_of(folder, config(global_batch_size=3), micro_batch_size=1)
     assert fullest_plan(one_at_a_time, World()).micro_batch == 1
+    assert not fullest_plan(batches_of(folder, config(global_batch_size=1)), World()).accumulates
     two = fullest_plan(batches_of(folder, config(global_batch_size=3)), World(size=2))
     assert (two.micro_batch, two.num_gpus, two.fsdp) == (2, 2, False)
 

@@ -75,6 +75,8 @@ class TrainPlan:
     """All weights, gradients and states are shared out; else every rank has them whole."""
     ulysses: int = 1
     """Ranks that share one sample's attention heads; the others have samples of their own."""
+    accumulates: bool = True
+    """A step has several micro-batches, so that gradients of earlier ones are there when activations are fullest."""
     norms_fp32: bool = True
     """As GPUs under autocast have them; a CPU leaves norms in bf16."""
 
@@ -107,6 +109,9 @@ class TrainBytes:
     frozen: int
     trained: int
     gradients: int
+    early: int
+    """Of the gradients, those beside all activations; of one micro-batch alone, what outgrows the activations that its
+    backward pass has used up by then."""
     optimizer: int
     ema: int
     copies: int
@@ -119,12 +124,15 @@ class TrainBytes:
     """On top in the widest moment of a block, and what FSDP has gathered."""
     conditioning: int
     host: int
+    """Checkpoints, each in pinned memory, which PyTorch hands out in powers of two."""
+    sent: int
+    """Of them, to the host and back again."""
 
     @property
     def peak(self) -> int:
         standing = self.frozen + self.trained + self.optimizer + self.ema + self.conditioning + self.kept + self.widest
         # Without checkpointing autograd holds the copies through the backward pass.
-        forward, backward = self.copies, self.gradients + (self.block or self.copies)
+        forward, backward = self.copies, self.early + (self.block or self.copies)
         return standing + max(forward, backward)
 
 
@@ -174,7 +182,7 @@ def estimate_training(plan: TrainPlan, card: ModelCard, device: DeviceSpec) -> T
         step_flops=work.flops,
         compute_s=compute_s,
         exchange_s=_exchange_s(plan, card, device, compute_s),
-        transfer_s=2 * parts.host / device.host_bytes_per_s,
+        transfer_s=2 * parts.sent / device.host_bytes_per_s,
         memory_bytes=device.memory_bytes,
         largest_num_frames=largest_num_frames(plan, card, device.memory_bytes),
         assumed=_assumptions(plan, device),
@@ -265,10 +273,12 @@ def train_bytes(plan: TrainPlan, card: ModelCard) -> TrainBytes:
     recompute = settings.checkpointing != "none"
     copies = 2 * trained // experts
     kept = {"none": num_blocks * acts.block, "recompute": checkpoints, "offload": 0}[settings.checkpointing]
+    gradients = 4 * trained // shards
     return TrainBytes(
         frozen=frozen // shards,
         trained=4 * trained // shards,
-        gradients=4 * trained // shards,
+        gradients=gradients,
+        early=gradients if plan.accumulates else max(0, gradients - kept),
         optimizer=round(STATE_BYTES[settings.optimizer] * trained) // shards,
         # The target of a distillation is such a mean too.
         ema=4 * trained // shards if settings.ema_decay is not None or settings.mode == "distill" else 0,
@@ -277,7 +287,8 @@ def train_bytes(plan: TrainPlan, card: ModelCard) -> TrainBytes:
         block=acts.block + widened if recompute else 0,
         widest=acts.widest + gathered,
         conditioning=_conditioning_bytes(plan, card),
-        host=checkpoints if settings.checkpointing == "offload" else 0,
+        host=num_blocks * 2 ** (acts.boundary - 1).bit_length() if settings.checkpointing == "offload" else 0,
+        sent=checkpoints if settings.checkpointing == "offload" else 0,
     )
 
 

@@ -29,18 +29,18 @@ TOLERANCE = 0.1
 """Of a prediction; what is farther off is worth a look."""
 
 
-def fullest_plan(batches: Batches, world: World, *, micro_batch_size: int | None = None) -> TrainPlan:
+def fullest_plan(batches: Batches, world: World) -> TrainPlan:
     """The micro-batch of a run that needs the most memory: of its longest sample, as many as may come together."""
     config, longest = batches.config, longest_sample(batches)
-    together = min(batches.micro_batch_size, -(-config.global_batch_size // world.num_batches))
     return TrainPlan(
         settings=config,
         width=longest.width,
         height=longest.height,
         num_frames=longest.num_frames,
-        micro_batch=micro_batch_size or together,
+        micro_batch=min(batches.micro_batch_size, -(-config.global_batch_size // world.num_batches)),
         num_gpus=world.size,
         fsdp=world.sharded and world.size > 1,
+        accumulates=config.global_batch_size > world.num_batches,
         ulysses=world.mesh.sequence.size,
         norms_fp32=batches.device.type == "cuda",
     )

@@ -17,6 +17,7 @@ Run: pytest tests/unit/test_training_preflight.py
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +33,6 @@ from sakuga.training.batches import Entry
 from sakuga.training.memory import (
     allocated_bytes,
     compare_peak,
-    fullest_plan,
     longest_sample,
     reset_peak,
     step_memory,
@@ -118,7 +118,7 @@ def _tried(trainer: Trainer, kept: dict[str, torch.Tensor], kept_bytes: int) -> 
         file_error = _check_file(trainer, batches)
     predicted = None
     if device.type == "cuda":
-        plan = fullest_plan(trainer.batches, trainer.world, micro_batch_size=1)
+        plan = dataclasses.replace(trainer.plan, micro_batch=1, accumulates=len(batches) > 1)
         predicted = compare_peak(peak, plan, trainer.model.card)
     return Preflight(
         num_trained=sum(parameter.numel() for parameter in trainer.trained.values()),

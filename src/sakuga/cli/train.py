@@ -186,12 +186,13 @@ def _run(job: "TrainJob", num_workers: str, num_threads: int | None, address: st
     with train_bar(Path(job.out), job.config.num_steps):
         if num_workers == "0":
             from sakuga.farm.lock import folder_lock
+            from sakuga.media import check_output_dir
             from sakuga.training.run import run_local
 
             chosen = num_threads or settings.from_environment().num_threads
             if chosen:
                 torch.set_num_threads(chosen)
-            Path(job.out).mkdir(parents=True, exist_ok=True)
+            check_output_dir(Path(job.out))
             with folder_lock(Path(job.out)):
                 return run_local(job)
         import dataclasses

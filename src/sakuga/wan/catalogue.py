@@ -77,7 +77,7 @@ _MINI = ModelCard(
     # `sakuga calibrate cache --steps 50 --steps 20`, 2026-11-21: 16 renders, 1056 pairs, R2 0.51, error 29 %.
     # A fit to 50 steps alone comes to 23 % there and guesses 20 steps a quarter too low. After training, fit again.
     teacache_fitted=(-135.693, 50.99894, -5.521846, 0.8425988, 0.01262631),
-    loras=("fairy", "fast4"),
+    loras=("fairy", "fast4", "fast8"),
     embedded=True,
 )
 

@@ -17,7 +17,11 @@ def test_models_through_openais_client(api, tenant):
 
 def test_what_a_card_fills_in_is_told(api, tenant):
     model = api.http(tenant).get("/v1/models/wan-mini").json()
-    assert (model["defaults"]["num_frames"], model["defaults"]["fps"], model["loras"]) == (33, 15, ["fairy", "fast4", "fast8"])
+    assert (model["defaults"]["num_frames"], model["defaults"]["fps"], model["loras"]) == (
+        33,
+        15,
+        ["fairy", "fast4", "fast8"],
+    )
     assert "i2v" in model["tasks"]
 
 

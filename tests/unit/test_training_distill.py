@@ -252,12 +252,14 @@ def test_numbers_of_steps_are_whole(name):
         TrainConfig(mode="distill", **{name: 0})
 
 
-def test_the_acceleration_lora_of_wan_mini_sets_steps_and_guidance_beside_a_style():
-    """Whichever comes first; and a style says nothing of the schedule."""
-    for loras in (["fairy", "fast4"], ["fast4", "fairy"]):
+@pytest.mark.parametrize("name, num_steps", [("fast4", 4), ("fast8", 8)])
+def test_an_acceleration_lora_of_wan_mini_sets_steps_and_guidance_beside_a_style(name, num_steps):
+    """Whichever comes first; a style says nothing of the schedule."""
+    for loras in (["fairy", name], [name, "fairy"]):
         request = RecipeRequest.model_validate({"model": "wan-mini", "prompt": "x", "seed": 1, "loras": loras})
-        recipe, _, paths = resolve(request, CARD, Path())
-        assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.flow_shift) == (4, 1.0, 5.0)
+        recipe, inputs, paths = resolve(request, CARD, Path())
+        assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.flow_shift) == (num_steps, 1.0, 5.0)
+        assert not [note for note in inputs.notes if "other weights" in note], "it is of this base"
         assert all(path.stat().st_size <= 2_000_000 for path in paths)
 
 

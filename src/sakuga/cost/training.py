@@ -28,8 +28,9 @@ TRAINING_SHARE = 0.6
 DiffSynth on an A100, 132 TFLOP/s) of what the fitted efficiencies of renders give."""
 ATTENTION_BACKWARD = 2.5
 """Five products instead of two, since scores are made again (Dao et al. 2022)."""
-DISTILL_EVALUATIONS = 3
-"""Without gradient, beside the student: the base under both prompts, and the student's mean as target. Assumed."""
+DISTILL_EVALUATIONS = 7
+"""Without gradient, beside the student: three steps of the teacher under both prompts, and the jump of the student's
+mean; as the settings are when nothing is said."""
 GATHERED_BLOCKS = 2
 """Whole on the device under FSDP: the one at work and the one that is fetched ahead."""
 MACHINE_SIZES = (2, 4, 8)

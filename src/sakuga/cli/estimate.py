@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sakuga.cli import options
-from sakuga.cli.output import AsJson, finish
+from sakuga.cli.output import AsJson, duration, finish, tera
 
 if TYPE_CHECKING:
     from sakuga.cost import Estimate
@@ -203,26 +203,3 @@ def _text(told: "Estimate", recipe: "RenderRecipe", advice: str | None) -> Group
     for name, fact in facts:
         more.add_row(name, fact)
     return Group(head, Text(), table, Text(), more)
-
-
-def tera(flops: float) -> str:
-    """Three digits, without an exponent.
-
-    >>> tera(6.54e15), tera(6.94e9)
-    ('6,540', '0.00694')
-    """
-    rounded = float(f"{flops / 1e12:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
-
-
-def duration(seconds: float) -> str:
-    """Three digits are more than an estimate is worth.
-
-    >>> duration(0.0123), duration(18.83), duration(754), duration(9000)
-    ('12 ms', '18.8 s', '12.6 min', '2.5 h')
-    """
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from sakuga.cli.output import finish
+from sakuga.cli.output import duration, finish, tera
 
 if TYPE_CHECKING:
     from sakuga.cost.training import TrainEstimate
@@ -62,7 +62,6 @@ def _payload(told: "TrainEstimate", advice: str | None) -> dict[str, object]:
 
 
 def _text(told: "TrainEstimate", advice: str | None) -> Group:
-    from sakuga.cli.estimate import duration, tera
     from sakuga.cost.fits import gigabytes
 
     plan, settings, parts = told.plan, told.plan.settings, told.parts

@@ -4,6 +4,7 @@ Run: pytest tests/unit/test_cli_train.py
 """
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sakuga.training.run import TrainJob, TrainResult
 
 REFRESH_S = 0.5
+HELD_OUT_DISTILLING = 2
+"""Test samples of a distillation's held-out loss: each question is a walk of the teacher, seven evaluations for one."""
 PREPARED_NAME = "prepared"
 """Folder below OUT for a data set that was not prepared before."""
 
@@ -140,6 +143,7 @@ def train(
 
         Farm(None, None)  # a key that is lacking is told before the hours of training
     prepared = _prepared(data, out, model, weights, dict(_pairs(where or [], "where")), device)
+    loop = LoopOptions(save_every=save_every, evaluate_every=evaluate_every, trigger_words=tuple(trigger or ()))
     job = TrainJob(
         config=config,
         prepared=str(prepared),
@@ -151,7 +155,7 @@ def train(
         micro_batch_size=micro_batch_size,
         sequence=sequence,
         sharded=shard,
-        loop=LoopOptions(save_every=save_every, evaluate_every=evaluate_every, trigger_words=tuple(trigger or ())),
+        loop=loop if mode != "distill" else dataclasses.replace(loop, max_held_out=HELD_OUT_DISTILLING),
         validation=ValidationOptions(num_samples=validate) if validate else None,
         max_seconds=None if max_minutes is None else 60 * max_minutes,
     )
@@ -195,8 +199,6 @@ def _run(job: "TrainJob", num_workers: str, num_threads: int | None, address: st
             check_output_dir(Path(job.out))
             with folder_lock(Path(job.out)):
                 return run_local(job)
-        import dataclasses
-
         from sakuga.farm.train import Workers, run_training
 
         workers = dataclasses.replace(Workers.parse(num_workers), num_threads=num_threads)

@@ -20,7 +20,7 @@ from sakuga.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("t2v", "two_experts", "i2v", "flf2v", "fun_inp", "ti2v", "vace", "control")
+FAMILIES = ("t2v", "two_experts", "i2v", "flf2v", "fun_inp", "ti2v", "vace", "control", "camera")
 WITH_CLIP = ("i2v", "flf2v", "fun_inp")
 
 

@@ -193,13 +193,13 @@ def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
     marker.unlink(missing_ok=True)
     try:
         result = trainer.fit()
-        if marker.is_file():
-            raise error_of(json.loads(marker.read_text()))
     except (ray.train.TrainingFailedError, *RAY_FAILURES) as error:
+        _raise_final(marker)
         words = str(error).strip().partition("\n")[0]
         raise ClusterError(
             f"Ray failed ({type(error).__name__}: {words}); the same command goes on from the last checkpoint"
         ) from error
+    _raise_final(marker)
     if result.checkpoint is None:
         raise ClusterError(f"Ray ended the run without a checkpoint; look into {out}, then run it again")
     found = result.best_checkpoints or []
@@ -207,6 +207,12 @@ def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
     return Path(result.checkpoint.path), {
         name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
     }
+
+
+def _raise_final(marker: Path) -> None:
+    """What a worker has written down, whether Ray calls the run's end a failure or not."""
+    if marker.is_file():
+        raise error_of(json.loads(marker.read_text()))
 
 
 def _threads(workers: Workers) -> int:

@@ -18,20 +18,11 @@ from sakuga.training.config import TrainConfig
 from sakuga.training.distill import Phases
 from sakuga.training.module import MicroBatch
 from sakuga.training.order import Draw, draws_of_step, rounds
-from sakuga.training.prepared import LAYERS, LatentCache, PreparedSample, PreparedSet
+from sakuga.training.prepared import GIVEN, LAYERS, LatentCache, PreparedSample, PreparedSet
 from sakuga.wan.cards import ModelCard
 
 KEPT_ENTRIES = 512
 """Of the cache, in memory: 0.3 GB of Wan-mini's clips, 2 GB of 480p clips."""
-GIVEN = {
-    "y_CThw": "y_BCTHW",
-    "clip_feature_LD": "clip_feature_BLD",
-    "reference_latents_CThw": "reference_latents_BCTHW",
-    "vace_context_CThw": "vace_context_BCTHW",
-    "control_camera_CThw": "control_camera_BCTHW",
-    "motion_modulation_6D": "motion_modulation_B6D",
-}
-"""Tensors of the cache that the model is given, by the names of `DitForward`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from sakuga.media.files import sha256_of
 from sakuga.recipe import ImageRef, RenderRecipe, VideoRef
 from sakuga.training.clips import Clip, ClipPlan, ClipSpec, cut, plan_clip
 from sakuga.training.layouts import SourceSample
-from sakuga.training.prepared import LatentCache, text_key, video_key
+from sakuga.training.prepared import GIVEN, LatentCache, text_key, video_key
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.loading import LoadedModel, stdout_to_log
 
@@ -42,11 +42,8 @@ ROLES = {
 }  # fmt: skip
 """What a task takes of a sample. Without an input_image or end_image of its own the target gives its first and last
 frame, as DiffSynth's trainer does."""
-CONDITIONING = {
-    "y_CThw": "y_BCTHW", "clip_feature_LD": "clip_feature_BLD", "reference_latents_CThw": "reference_latents_BCTHW",
-    "vace_context_CThw": "vace_context_BCTHW", "first_frame_latents_CThw": "first_frame_latents_BCTHW",
-}  # fmt: skip
-"""Names in the cache to those of the engine's `Conditioning`, where a task of `ROLES` gives them."""
+CONDITIONING = GIVEN | {"first_frame_latents_CThw": "first_frame_latents_BCTHW"}
+"""Names in the cache to those of the engine's `Conditioning`."""
 TEMPORAL_FACTOR = 4
 """Frames in a latent frame after the first, which holds one."""
 

@@ -36,12 +36,18 @@ INDEX_NAME = "prepared.json"
 SPLITS = ("train", "test")
 LAYERS = ("shape", "colour", "motion")
 """Where a loss can be heavier: at borders of a picture's layers, within the figure, where a layer has moved."""
-VIDEO_TENSORS = (
-    "latents_CThw", "y_CThw", "clip_feature_LD", "reference_latents_CThw", "vace_context_CThw",
-    "control_camera_CThw", "motion_modulation_6D", "first_frame_latents_CThw", "layers_GThw",
-)  # fmt: skip
-"""What `videos/KEY.safetensors` may hold: the target and, by the names of the engine's `Conditioning`, what was given
-with it. `layers_GThw` are uint8 shares of 255 in the order of `LAYERS`, the others fp16 or bf16."""
+GIVEN = {
+    "y_CThw": "y_BCTHW",
+    "clip_feature_LD": "clip_feature_BLD",
+    "reference_latents_CThw": "reference_latents_BCTHW",
+    "vace_context_CThw": "vace_context_BCTHW",
+    "control_camera_CThw": "control_camera_BCTHW",
+    "motion_modulation_6D": "motion_modulation_B6D",
+}
+"""Tensors that a model is given beside latents and text, by the names of `DitForward` and the engine's `Conditioning`."""
+VIDEO_TENSORS = ("latents_CThw", *GIVEN, "first_frame_latents_CThw", "layers_GThw")
+"""What `videos/KEY.safetensors` may hold. `layers_GThw` are uint8 shares of 255 in the order of `LAYERS`, the others
+fp16 or bf16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

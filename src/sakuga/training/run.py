@@ -289,7 +289,6 @@ def copy_results(checkpoint: Path, out: Path) -> list[Path]:
 
 
 def write_run_json(job: TrainJob) -> None:
-
     fields = {
         "config": job.config.to_dict(),
         "prepared": job.prepared,

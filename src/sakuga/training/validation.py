@@ -25,8 +25,7 @@ from sakuga.engine.state import Conditioning, RenderState
 from sakuga.media import contact_sheet, save_image
 from sakuga.quality import flicker, motion, psnr, ssim
 from sakuga.recipe import EXPERTS, LoraRef, RenderRecipe
-from sakuga.training.batches import GIVEN
-from sakuga.training.prepared import LatentCache, PreparedSample, PreparedSet
+from sakuga.training.prepared import GIVEN, LatentCache, PreparedSample, PreparedSet
 from sakuga.wan.passport import read_passport
 from sakuga.wan.weights import file_sha256
 

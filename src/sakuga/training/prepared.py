@@ -44,7 +44,7 @@ GIVEN = {
     "control_camera_CThw": "control_camera_BCTHW",
     "motion_modulation_6D": "motion_modulation_B6D",
 }
-"""Tensors that a model is given beside latents and text, by the names of `DitForward` and the engine's `Conditioning`."""
+"""Tensors that a model is given beside latents and text, by the names of `DitForward` and of `Conditioning`."""
 VIDEO_TENSORS = ("latents_CThw", *GIVEN, "first_frame_latents_CThw", "layers_GThw")
 """What `videos/KEY.safetensors` may hold. `layers_GThw` are uint8 shares of 255 in the order of `LAYERS`, the others
 fp16 or bf16."""

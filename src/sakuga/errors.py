@@ -116,6 +116,31 @@ class TrainError(InputError):
     code = "E_TRAIN"
 
 
+class SweepError(InputError):
+    """A sweep file that cannot be used, or a sweep that cannot go on."""
+
+    code = "E_SWEEP"
+
+
+class GateError(InputError):
+    """A gate file that cannot be used."""
+
+    code = "E_GATE"
+
+
+class GateFailedError(SakugaError, RuntimeError):
+    """Renders below the bars of the gate: the profile is not promoted."""
+
+    code = "E_GATE_FAILED"
+    exit_code = 1
+
+
+class ProfileError(InputError):
+    """A speed profile that does not exist, or is for another model or size."""
+
+    code = "E_PROFILE"
+
+
 class PreflightError(SakugaError, RuntimeError):
     """A training run that would not learn what it was asked to: found before its first step."""
 

@@ -28,16 +28,13 @@ from sakuga.engine.local import to_frames
 from sakuga.engine.resolve import resolve
 from sakuga.media import contact_sheet, image_sha256, save_image
 from sakuga.quality import flicker, motion, psnr, ssim, vmaf
+from sakuga.quality.adherence import colour_boxes, nearest_colour
 from sakuga.recipe import ImageRef, RecipeRequest, RenderRecipe
-from sakuga.synth import HAIR_COLOURS, HELD_OUT_SEED, OUTFIT_COLOURS, Choreography, Sample, World, make_sample
-from sakuga.synth.choreography import pose_at
-from sakuga.synth.skeleton import HEAD_RADIUS, place_joints
+from sakuga.synth import HAIR_COLOURS, HELD_OUT_SEED, OUTFIT_COLOURS, Sample, World, make_sample
 
 DILATION_PX = 4
 T2V_FRAMES = 17
 """Text-to-video clips are half as long: only colours are read off them."""
-BOX_HALF_REL = 0.045
-"""Half the width of a colour box, as a share of the picture's width."""
 GEOMETRIES = ((96, 160, 33), (160, 96, 33), (128, 128, 17), (128, 128, 77))
 """Width, height and frames besides the card's 128x128 with 33."""
 
@@ -151,29 +148,6 @@ def score_geometries(engine: LocalEngine, options: Options) -> dict[str, dict[st
     return found
 
 
-def colour_boxes(choreography: Choreography, size: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """Boxes (x0, x1, y0, y1) on hair and torso, where a dancer of mean size begins this choreography."""
-    pose = pose_at(choreography, np.zeros(1)).at(0)
-    joints = place_joints(pose, 0.5 * size, 0.93 * size, 0.77 * size)
-    radius, half = HEAD_RADIUS * joints.unit, BOX_HALF_REL * size
-
-    def box(x: float, top: float, bottom: float) -> tuple[int, int, int, int]:
-        return round(x - half), round(x + half), round(top), round(bottom)
-
-    head_x, head_y = joints.head
-    torso_x = 0.5 * (joints.neck[0] + joints.pelvis[0])
-    reach = joints.pelvis[1] - joints.neck[1]
-    hair = box(head_x, head_y - 0.85 * radius, head_y - 0.45 * radius)
-    return hair, box(torso_x, joints.neck[1] + 0.3 * reach, joints.neck[1] + 0.8 * reach)
-
-
-def nearest_colour(frames_THWC: np.ndarray, box: tuple[int, ...], palette: dict[str, tuple[int, int, int]]) -> str:
-    """The palette's name for the median colour of a box in the first frame."""
-    x0, x1, y0, y1 = box
-    median = np.median(frames_THWC[0, y0:y1, x0:x1].reshape(-1, 3), axis=0)
-    return min(palette, key=lambda name: float(np.sum((median - np.array(palette[name])) ** 2)))
-
-
 def colour_hits(engine: LocalEngine, options: Options) -> tuple[dict[str, float], list]:
     """How often hair and outfit have the colour that the prompt names; `target` is the same on the true video."""
     found, wanted, on_target, sheet = [], [], [], []
@@ -181,10 +155,10 @@ def colour_hits(engine: LocalEngine, options: Options) -> tuple[dict[str, float]
         target = make_sample(seed, "live", num_frames=T2V_FRAMES)
         frames, _ = render(engine, options, target.prompts[0], seed, num_frames=T2V_FRAMES)
         wanted.append((target.figure.hair_colour, target.figure.outfit_colour))
-        hair_box, outfit_box = colour_boxes(target.choreography, frames.shape[1])
+        hair_box, outfit_box = colour_boxes(target.choreography, frames.shape[2], frames.shape[1])
         for frames_of, into in ((frames, found), (target.video_THWC, on_target)):
-            hair = nearest_colour(frames_of, hair_box, HAIR_COLOURS)
-            into.append((hair, nearest_colour(frames_of, outfit_box, OUTFIT_COLOURS)))
+            hair = nearest_colour(frames_of[0], hair_box, HAIR_COLOURS)
+            into.append((hair, nearest_colour(frames_of[0], outfit_box, OUTFIT_COLOURS)))
         sheet.append((f"{wanted[-1][0]} hair, {wanted[-1][1]} outfit", frames))
 
     def rate(guesses: list, truths: list) -> float:

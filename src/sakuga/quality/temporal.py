@@ -67,7 +67,7 @@ def temporal(video_THWC: Frames) -> Temporal:
     num_frames, height, width, _ = video_THWC.shape
     if num_frames < 2 or min(height, width) < FLOW_MIN_SIDE:
         return Temporal(flicker=None, motion=None, frozen_share=None, warp_error=None, warp_coverage=None)
-    clip = _Clip(video_THWC)
+    clip = Clip(video_THWC)
     spikes: list[float | None] = []
     errors: list[float | None] = []
     coverages, speeds, frozen = [], [], []
@@ -98,7 +98,7 @@ def motion(video_THWC: Frames) -> float:
     """Motion alone, in pixels per frame; 0 for a frozen video. Raises VideoError under 2 frames."""
     check_video(video_THWC)
     _require("motion", 2, video_THWC)
-    clip = _Clip(video_THWC)
+    clip = Clip(video_THWC)
     return math.fsum(_speed(clip, t) for t in range(len(video_THWC) - 1)) / (len(video_THWC) - 1)
 
 
@@ -107,7 +107,7 @@ def warp_error(video_THWC: Frames) -> float:
     return _measured(temporal(video_THWC).warp_error, "warp error", 2, video_THWC)
 
 
-class _Clip:
+class Clip:
     """Luma of a video and the flows between its frames, each computed once."""
 
     def __init__(self, video_THWC: Frames) -> None:
@@ -122,10 +122,14 @@ class _Clip:
         """Where each pixel of frame `source` lies in frame `target`, less where it was: HW2, in px (x, y)."""
         key = (source, target)
         if key not in self._flows:
-            grey_from, grey_to = self.grey_THW[source], self.grey_THW[target]
-            # None is no first guess, which OpenCV takes and its stub forgets; an array would be used as one.
-            self._flows[key] = np.asarray(self._dis.calc(grey_from, grey_to, None))  # ty: ignore[no-matching-overload]
+            self._flows[key] = self.search(source, target, None)
         return self._flows[key]
+
+    def search(self, source: int, target: int, guess_HW2: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """The same, not kept: from a first guess, without which steps of over a tenth of the picture are lost."""
+        grey_from, grey_to = self.grey_THW[source], self.grey_THW[target]
+        guess = None if guess_HW2 is None else guess_HW2.copy()  # OpenCV writes its result over it
+        return np.asarray(self._dis.calc(grey_from, grey_to, guess))  # ty: ignore[no-matching-overload] its stub has no None
 
     def forget_before(self, t: int) -> None:
         """Drop the flows from earlier frames: all those of 81 frames of 720p would be 2.4 GB."""
@@ -137,13 +141,24 @@ class _Clip:
         inside = (x_HW >= 0) & (x_HW <= self.x_HW[-1, -1]) & (y_HW >= 0) & (y_HW <= self.y_HW[-1, -1])
         return x_HW, y_HW, inside
 
+    def followed(
+        self, forward_HW2: NDArray[np.float32], back_HW2: NDArray[np.float32]
+    ) -> tuple[Plane, Plane, NDArray[np.bool_]]:
+        """Columns and rows where a flow leads, and the pixels that the flow back brings home again."""
+        x_HW, y_HW, inside_HW = self.landing(forward_HW2)
+        home_HW2 = cv2.remap(back_HW2, x_HW, y_HW, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        # Occlusion test of Sundaram et al. 2010: going there and back should end where it began.
+        gap_HW = np.square(forward_HW2 + home_HW2).sum(-1)
+        allowed_HW = 0.01 * (np.square(forward_HW2).sum(-1) + np.square(home_HW2).sum(-1)) + 0.5
+        return x_HW, y_HW, inside_HW & (gap_HW < allowed_HW)
+
     def is_repeated(self, t: int) -> bool:
         """Whether frame t+1 is frame t again, but for what a codec does to it."""
         change_HW = cv2.blur(np.abs(self.luma_THW[t + 1] - self.luma_THW[t]), (FROZEN_BLOCK, FROZEN_BLOCK))
         return bool(change_HW.max() < FROZEN_LEVELS)
 
 
-def _speed(clip: _Clip, t: int) -> float:
+def _speed(clip: Clip, t: int) -> float:
     speed_HW = np.linalg.norm(clip.flow(t, t + 1), axis=-1)
     luma_HW = clip.luma_THW[t]
     dx_HW = cv2.Sobel(luma_HW, cv2.CV_32F, 1, 0, scale=1 / 8)
@@ -152,7 +167,7 @@ def _speed(clip: _Clip, t: int) -> float:
     return float(np.where(textured_HW, speed_HW, 0.0).mean())
 
 
-def _spike(clip: _Clip, t: int) -> float | None:
+def _spike(clip: Clip, t: int) -> float | None:
     """Mean over the frame of the worst spike at the spacings that fit into the video."""
     worst_HW: Plane | None = None
     seen_HW: NDArray[np.bool_] | None = None
@@ -171,7 +186,7 @@ def _spike(clip: _Clip, t: int) -> float | None:
     return float(worst_HW[seen_HW].mean()) / 255.0 if seen_HW.any() else None
 
 
-def _excess(clip: _Clip, t: int, other: int) -> tuple[Plane, NDArray[np.bool_]]:
+def _excess(clip: Clip, t: int, other: int) -> tuple[Plane, NDArray[np.bool_]]:
     """Luma of frame t less that of the same point in frame `other`, and where that point is in the picture."""
     x_HW, y_HW, inside_HW = clip.landing(clip.flow(t, other))
     # Cubic: linear interpolation blurs moving texture on both sides alike, which looks like a spike.
@@ -179,19 +194,13 @@ def _excess(clip: _Clip, t: int, other: int) -> tuple[Plane, NDArray[np.bool_]]:
     return clip.luma_THW[t] - np.clip(there_HW, 0.0, 255.0), inside_HW
 
 
-def _warp_step(video_THWC: Frames, clip: _Clip, t: int) -> tuple[float | None, float]:
+def _warp_step(video_THWC: Frames, clip: Clip, t: int) -> tuple[float | None, float]:
     """Warp error of frames t and t+1, and the share of pixels that it saw."""
-    forward = clip.flow(t, t + 1)
-    x_HW, y_HW, inside_HW = clip.landing(forward)
-    back = cv2.remap(clip.flow(t + 1, t), x_HW, y_HW, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    # Occlusion test of Sundaram et al. 2010: going there and back should end where it began.
-    gap_HW = np.square(forward + back).sum(-1)
-    allowed_HW = 0.01 * (np.square(forward).sum(-1) + np.square(back).sum(-1)) + 0.5
-    seen_HW = inside_HW & (gap_HW < allowed_HW)
+    x_HW, y_HW, seen_HW = clip.followed(clip.flow(t, t + 1), clip.flow(t + 1, t))
     if not seen_HW.any():
         return None, 0.0
-    following = video_THWC[t + 1].astype(np.float32)
-    warped = cv2.remap(following, x_HW, y_HW, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    following_HWC = video_THWC[t + 1].astype(np.float32)
+    warped = cv2.remap(following_HWC, x_HW, y_HW, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     error_HWC = np.square((np.clip(warped, 0.0, 255.0) - video_THWC[t]) / 255.0)
     return float(error_HWC[seen_HW].mean()), float(seen_HW.mean())
 

@@ -107,7 +107,7 @@ def test_the_encoders_words_for_a_full_disk(tmp_path):
     command = video._encode_command("/dev/full", 64, 64, 15)
     run = subprocess.run(command, input=bytes(64 * 64 * 3 * 9), capture_output=True, check=False)
     assert run.returncode != 0
-    assert isinstance(video._encoder_error(tmp_path / "a.mp4", run), DiskFullError)
+    assert isinstance(video.encoder_error(tmp_path / "a.mp4", run), DiskFullError)
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -56,7 +56,7 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> None:
             check=False,
         )
         if run.returncode != 0:
-            raise _encoder_error(path, run)
+            raise encoder_error(path, run)
 
 
 def read_video(path: str | Path, *, max_pixels: int = MAX_VIDEO_PIXELS, max_s: float | None = None) -> np.ndarray:
@@ -96,7 +96,7 @@ def frame_times(path: str | Path, *, max_s: float | None = None) -> np.ndarray:
 
 def _decoded(path: str | Path, max_s: float | None, output: Sequence[str]) -> bytes:
     """What ffmpeg writes for the frames of the first video stream, each of them once."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-nostdin", "-i", _file_url(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-nostdin", "-i", file_url(path)]
     command += ["-map", "0:v:0", "-fps_mode", "passthrough", *(["-t", f"{max_s:.6f}"] if max_s is not None else [])]
     try:
         run = subprocess.run([*command, *output, "-"], capture_output=True, check=False, timeout=DECODE_LIMIT_S)
@@ -115,7 +115,7 @@ def video_info(path: str | Path) -> VideoInfo:
             raise VideoError(f"{shown(path)} does not exist or is not a file; check the path")
         if file.stat().st_size == 0:
             raise VideoError(f"{shown(path)} is empty (0 bytes); copy it again")
-        reader = imageio_ffmpeg.read_frames(_file_url(path))
+        reader = imageio_ffmpeg.read_frames(file_url(path))
         try:
             meta = next(reader)
         finally:
@@ -142,15 +142,15 @@ def _encode_command(target: Path, width: int, height: int, fps: float) -> list[s
     command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
     command += ["-c:v", "libx264", "-preset", "medium", "-crf", str(CRF), "-threads", str(ENCODER_THREADS)]
     command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart"]
-    return [*command, "-f", "mp4", _file_url(target)]
+    return [*command, "-f", "mp4", file_url(target)]
 
 
-def _file_url(path: str | Path) -> str:
+def file_url(path: str | Path) -> str:
     """Keeps ffmpeg from taking a name such as `concat:a` or `-y` for a protocol or an option."""
     return f"file:{path}"
 
 
-def _encoder_error(path: Path, run: subprocess.CompletedProcess[bytes]) -> OutputError:
+def encoder_error(path: Path, run: subprocess.CompletedProcess[bytes]) -> OutputError:
     # SIGXFSZ: the file reached the limit of `ulimit -f`.
     if b"No space left on device" in run.stderr or run.returncode == -signal.SIGXFSZ:
         return DiskFullError(f"no space is left to write {shown(path)}; free some, then run the same command again")

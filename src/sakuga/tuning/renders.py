@@ -1,0 +1,133 @@
+"""What was rendered, by render key, so that sweep, gate and audit share it and nothing is rendered twice.
+
+    KEY.mkv     the frames, lossless
+    KEY.json    the receipt, seconds and peak bytes, and the machine that they were measured on; written last
+
+Run: pytest tests/unit/test_tuning_measure.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sakuga.engine.local import LocalEngine
+from sakuga.engine.state import RenderInputs
+from sakuga.errors import VideoError
+from sakuga.media import read_video, write_json_atomic
+from sakuga.media.lossless import write_lossless
+from sakuga.recipe import RenderRecipe
+
+log = logging.getLogger(__name__)
+
+REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""Written there, it sets the peak of this process's resident memory back to what it has now (man 5 proc)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRender:
+    """A render and what it took."""
+
+    key: str
+    frames_THWC: np.ndarray
+    receipt: Mapping[str, object]
+    seconds: float
+    """Of the whole render: encode, denoise, decode."""
+    denoise_s: float
+    peak_bytes: int | None
+    """The device's allocations, on a CPU the process's resident memory; None where the system does not tell."""
+
+
+class RenderStore:
+    """Renders of one machine and plan in a folder; those of another are made anew, as their seconds differ."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def render(self, engine: LocalEngine, recipe: RenderRecipe, inputs: RenderInputs) -> StoredRender:
+        """The render of a recipe, from the folder if it is there. Raises what the engine raises, and OutputError."""
+        machine = machine_of(engine)
+        known = self.find(recipe.render_key, machine)
+        if known is not None:
+            return known
+        with peak_memory(engine.device) as peak:
+            video = engine.render(recipe, inputs)
+        facts = {
+            "machine": machine,
+            "seconds": video.seconds["total"],
+            "denoise_s": video.seconds["denoise"],
+            "peak_bytes": peak[0] if peak else None,
+            "receipt": engine.receipt(recipe, video),
+        }
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_lossless(self._folder / f"{recipe.render_key}.mkv", video.frames_THWC, video.fps)
+        write_json_atomic(self._folder / f"{recipe.render_key}.json", facts)
+        return _stored(recipe.render_key, video.frames_THWC, facts)
+
+    def find(self, key: str, machine: str | None = None) -> StoredRender | None:
+        """What is stored under the key, of that machine if one is named; None when there is nothing whole."""
+        try:
+            facts = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
+            if machine is not None and facts["machine"] != machine:
+                return None
+            return _stored(key, read_video(self._folder / f"{key}.mkv"), facts)
+        except FileNotFoundError:
+            return None
+        except (VideoError, ValueError, KeyError, TypeError) as error:
+            log.warning("render %s is stored but damaged, and is made again: %s", key[:12], error)
+            return None
+
+    def video(self, key: str) -> Path:
+        """Where the frames are, if they are."""
+        return self._folder / f"{key}.mkv"
+
+
+def machine_of(engine: LocalEngine) -> str:
+    """What decides how long a render takes beside its recipe.
+
+    >>> # "x86_64, 2 threads, cfg 1 x ulysses 1 x ring 1, memory resident"
+    """
+    on_gpu = engine.device.type == "cuda"
+    device = torch.cuda.get_device_name(engine.device) if on_gpu else platform.machine()
+    return f"{device}, {torch.get_num_threads()} threads, {engine.execution}"
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """The list has the peak of the block's memory after it; it stays empty where the system does not tell."""
+    peak: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device))
+        return
+    can_tell = sys.platform == "linux" and _reset_peak()
+    yield peak
+    if can_tell:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak += [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+
+
+def _reset_peak() -> bool:
+    try:
+        REFS.write_text(RESET_PEAK)
+    except OSError:  # read-only in some containers
+        return False
+    return True
+
+
+def _stored(key: str, frames_THWC: np.ndarray, facts: Mapping) -> StoredRender:
+    return StoredRender(
+        key=key, frames_THWC=frames_THWC, receipt=facts["receipt"], seconds=facts["seconds"],
+        denoise_s=facts["denoise_s"], peak_bytes=facts["peak_bytes"],
+    )  # fmt: skip

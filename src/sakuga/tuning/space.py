@@ -22,6 +22,8 @@ from sakuga.errors import SweepError, shown
 
 Point = Mapping[str, object]
 MAX_GRID = 10_000
+SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
+"""As on the command line."""
 ID_CHARS = 8
 
 
@@ -90,9 +92,9 @@ def words(point: Point) -> str:
     """A point as a person reads it.
 
     >>> words({"num_inference_steps": 8, "step_cache": None, "lr": 0.00123456})
-    'num_inference_steps 8, step_cache none, lr 0.00123'
+    'steps 8, step_cache none, lr 0.00123'
     """
-    return ", ".join(f"{name} {_word(value)}" for name, value in point.items())
+    return ", ".join(f"{SHORT.get(name, name)} {word(value)}" for name, value in point.items())
 
 
 def _parameter(name: str, value: object) -> Parameter:
@@ -142,7 +144,8 @@ def _plain(value: object) -> object:
     return value
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
+    """A value of a parameter, short."""
     if value is None:
         return "none"
     if isinstance(value, float):

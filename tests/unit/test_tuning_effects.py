@@ -54,7 +54,7 @@ def test_one_block_has_no_interval_and_trials_without_rows_count_by_seed():
     assert effect.levels[0].half_width is None and not effect.is_clear
     space = parse_space({"rank": [4, 16]})
     results = [
-        TrialResult(id=str(rank), point={"rank": rank}, state=DONE, seed=seed, figures={"heldout_loss": 1 / rank + seed})
+        TrialResult(id=str(rank), point={"rank": rank}, state=DONE, seed=seed, figures={"heldout_loss": seed - rank})
         for rank in (4, 16)
         for seed in (0, 1, 2)
     ]  # fmt: skip

@@ -158,9 +158,9 @@ def no_trial(sweep: Sweep, results: Sequence[TrialResult]) -> str:
 
 
 def interval(result: TrialResult, figure: str) -> float | None:
-    """Half the 95 % interval of a figure's mean over the trial's cases; None for fewer than two."""
+    """Half the 95 % interval of a figure's mean over the trial's cases; None for fewer than two, or equal ones."""
     values = [row.figures[figure] for row in result.rows if figure in row.figures]
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) < 1e-9 * abs(np.mean(values)):  # rounding is no spread
         return None
     return float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "sakuga"
 MAX_FILE_LINES = 400
 MAX_JOB_LINES = 60
-MAX_SRC_LINES = 24_000
-"""Of code, without docstrings and comments. 12,000 were meant for the whole; engine, API and farm need more."""
+MAX_SRC_LINES = 29_000
+"""Of code, without docstrings and comments. 12,000 were meant; engine, API, farm, training and tuning need more."""
 MAX_FUNCTION_LINES = 60
 MAX_LONG_FUNCTIONS = 12
 EMBEDDED_BYTES = 24 * 2**20

@@ -48,8 +48,7 @@ def test_results_are_in_the_folder_and_nothing_is_rendered_twice(results, monkey
     assert len(list(folder.renders.glob("*.mkv"))) == 6, "three numbers of steps, two cases"
     assert found[1].overhead_s is None and found[2].overhead_s < 60
     again = InferenceRunner(SWEEP, folder)
-    monkeypatch.setattr("sakuga.engine.local.LocalEngine.step", _never)
-    monkeypatch.setattr("sakuga.tuning.measure.CaseRenderer._warm_up", lambda *_: None)
+    monkeypatch.setattr("sakuga.engine.local.LocalEngine.load", _never)
     again.begin("x", {"num_inference_steps": 2}, 0)
     assert again.advance().figures["seconds"] == found[2].rows[0].figures["seconds"]
 

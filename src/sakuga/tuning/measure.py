@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sakuga.engine.local import LocalEngine
+from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.resolve import resolve
 from sakuga.engine.state import RenderInputs
 from sakuga.errors import SweepError
@@ -26,16 +27,16 @@ from sakuga.recipe import RecipeRequest, RenderRecipe
 from sakuga.recipe.request import parse_request
 from sakuga.tuning.cases import Case, CaseSpec, cases_of
 from sakuga.tuning.points import render_fields
-from sakuga.tuning.renders import RenderStore, StoredRender
+from sakuga.tuning.renders import RenderStore, StoredRender, machine_of
 from sakuga.tuning.runner import TrialReport
 from sakuga.tuning.space import Point
 from sakuga.tuning.sweepfile import Sweep
 from sakuga.tuning.trials import DONE, CaseFigures, SweepFolder, TrialResult
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
+from sakuga.wan.device import check_device
 
 SIZE_FIELDS = ("width", "height", "num_frames", "fps")
-IMAGE_TASKS = frozenset({"i2v", "flf2v", "ti2v", "camera", "vace"})
 
 
 class CaseRenderer:
@@ -64,7 +65,13 @@ class CaseRenderer:
     def render(self, case: Case, fields: Mapping[str, object]) -> StoredRender:
         """From the store, or now."""
         recipe, inputs = self.resolve(case, fields)
-        return self._store.render(self._engine_for(recipe), recipe, inputs)
+        return self._store.render(recipe, inputs, machine=self.machine, engine=lambda: self._engine_for(recipe))
+
+    @property
+    def machine(self) -> str:
+        """Where its seconds are measured."""
+        execution = ExecutionPlan() if self._engine is None else self._engine.execution
+        return machine_of(check_device(self._device), execution)
 
     def measure(
         self, case: Case, fields: Mapping[str, object], reference: Mapping[str, object] | None = None
@@ -186,7 +193,7 @@ def case_spec(sweep: Sweep) -> CaseSpec:
     frames = sweep.parameters.get("num_frames") if sweep.kind == "inference" else None
     if frames is not None:
         sizes["num_frames"] = max(value for value in frames.ends() if isinstance(value, int))
-    return CaseSpec(**sizes, takes_image=bool(IMAGE_TASKS & set(found.tasks)))  # ty: ignore[invalid-argument-type]
+    return CaseSpec(**sizes, takes_image=found.takes_first_frame)  # ty: ignore[invalid-argument-type]
 
 
 def reference_fields(sweep: Sweep, fields: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sakuga.engine.local import LocalEngine
+from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.state import RenderInputs
 from sakuga.errors import VideoError
 from sakuga.media import read_video, write_json_atomic
@@ -54,20 +55,25 @@ class RenderStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def render(self, engine: LocalEngine, recipe: RenderRecipe, inputs: RenderInputs) -> StoredRender:
-        """The render of a recipe, from the folder if it is there. Raises what the engine raises, and OutputError."""
-        machine = machine_of(engine)
+    def render(
+        self, recipe: RenderRecipe, inputs: RenderInputs, *, machine: str, engine: Callable[[], LocalEngine]
+    ) -> StoredRender:
+        """The render of a recipe, from the folder if it is there; only else the engine is asked for.
+
+        Raises what the engine raises, and OutputError.
+        """
         known = self.find(recipe.render_key, machine)
         if known is not None:
             return known
-        with peak_memory(engine.device) as peak:
-            video = engine.render(recipe, inputs)
+        chosen = engine()
+        with peak_memory(chosen.device) as peak:
+            video = chosen.render(recipe, inputs)
         facts = {
             "machine": machine,
             "seconds": video.seconds["total"],
             "denoise_s": video.seconds["denoise"],
             "peak_bytes": peak[0] if peak else None,
-            "receipt": engine.receipt(recipe, video),
+            "receipt": chosen.receipt(recipe, video),
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         write_lossless(self._folder / f"{recipe.render_key}.mkv", video.frames_THWC, video.fps)
@@ -92,14 +98,13 @@ class RenderStore:
         return self._folder / f"{key}.mkv"
 
 
-def machine_of(engine: LocalEngine) -> str:
+def machine_of(device: torch.device, execution: ExecutionPlan) -> str:
     """What decides how long a render takes beside its recipe.
 
     >>> # "x86_64, 2 threads, cfg 1 x ulysses 1 x ring 1, memory resident"
     """
-    on_gpu = engine.device.type == "cuda"
-    device = torch.cuda.get_device_name(engine.device) if on_gpu else platform.machine()
-    return f"{device}, {torch.get_num_threads()} threads, {engine.execution}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, {execution}"
 
 
 @contextlib.contextmanager

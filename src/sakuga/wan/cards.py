@@ -92,6 +92,10 @@ class ModelCard:
     """The weights are part of the package."""
 
     @property
+    def takes_first_frame(self) -> bool:
+        return bool({"i2v", "flf2v"} & set(self.tasks))
+
+    @property
     def controls_speed(self) -> bool:
         """A motion_bucket_id sets how fast things move."""
         return bool(self.parts("motion_controller"))

@@ -111,11 +111,6 @@ class ApiDeps:
             raise ModelError(f"model {shown(name)} is not served by this farm{hint}")
         return self.models[name]
 
-    def profiles(self, served: ServedModel) -> Mapping[str, Mapping[str, object]]:
-        """Fields of requests by name: those of the model, then those that were measured and promoted."""
-        promoted = {entry.name: entry.fields for entry in self.stores.profiles.current(served.card.name)}
-        return {**served.profiles, **promoted}
-
 
 async def _deps(request: Request) -> ApiDeps:
     return request.app.state.deps

@@ -117,7 +117,8 @@ def _request(deps: ApiDeps, served: ServedModel, wish: Wish) -> tuple[RecipeRequ
 def _profile(deps: ApiDeps, served: ServedModel, name: str | None) -> Mapping[str, object]:
     if name is None:
         return {}
-    known = deps.profiles(served)
+    promoted = {entry.name: entry.profile["fields"] for entry in deps.stores.profiles.current(served.card.name)}
+    known: dict[str, Mapping[str, object]] = {**served.profiles, **promoted}  # ty: ignore[invalid-assignment]
     if name not in known:
         hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
         raise RecipeError(f"profile {shown(name)} is none of {served.card.name}{hint}")

@@ -9,6 +9,7 @@ from sakuga.api.fields import FILE_FIELDS, MAX_DEADLINE_S, MAX_SECONDS, MAX_URL_
 from sakuga.jobstore import PRIORITIES
 from sakuga.recipe import ATTENTIONS, CAMERA_DIRECTIONS, LIMITS, MAX_PROMPT_CHARS, PRECISIONS
 from sakuga.recipe.limits import MAX_LORAS, SHA256_HEX, SLUG
+from sakuga.tuning.profiles import TIERS
 
 Schema = Mapping[str, object]
 KINDS = {"form": "multipart/form-data", "json": "application/json", "lines": "application/jsonl"}
@@ -67,4 +68,15 @@ CREATE_BODY = _body(
 )
 REMIX_BODY = _body(json=_object({"prompt": SPECIAL["prompt"]}, "prompt"))
 LORA_BODY = _body(form=_object({"file": FILE, "name": NAME, "model": NAME}, "file"))
+_OBJECT: Schema = {"type": "object"}
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+PROFILE_BODY = _body(
+    json=_object(
+        {"name": NAME, "model": NAME, "tier": {"type": "string", "enum": list(TIERS)}, "plan": TEXT}
+        | {name: _field(name) for name in ("width", "height", "num_frames")}
+        | dict.fromkeys(("fields", "reference", "bars", "measured", "source"), _OBJECT)
+        | dict.fromkeys(("canary_share", "audit_share"), _SHARE),
+        "name", "model", "width", "height", "num_frames", "fields", "reference", "bars", "measured",
+    )
+)  # fmt: skip
 BATCH_BODY = _body(form=_object({"file": FILE}, "file"), lines=TEXT)

@@ -9,6 +9,7 @@ from sakuga.api.fields import FILE_FIELDS, MAX_DEADLINE_S, MAX_SECONDS, MAX_URL_
 from sakuga.jobstore import PRIORITIES
 from sakuga.recipe import ATTENTIONS, CAMERA_DIRECTIONS, LIMITS, MAX_PROMPT_CHARS, PRECISIONS
 from sakuga.recipe.limits import MAX_LORAS, SHA256_HEX, SLUG
+from sakuga.tuning.choice import QUALITIES
 from sakuga.tuning.profiles import TIERS
 
 Schema = Mapping[str, object]
@@ -35,6 +36,11 @@ SPECIAL: Mapping[str, Schema] = {
     "size": {"type": "string", "pattern": r"^\d{1,6}x\d{1,6}$"},
     "seconds": {"type": "string", "description": f"Above 0, at most {MAX_SECONDS:.0f}; the nearest 4n+1 frames"},
     "profile": {**NAME, "description": "One of /v1/profiles"},
+    "quality": {
+        "type": "string",
+        "enum": list(QUALITIES),
+        "description": "Instead of a profile: the fastest that holds",
+    },
     "priority": {"type": "string", "enum": list(PRIORITIES)},
     "deadline_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S},
     "webhook_url": {"type": "string", "format": "uri", "maxLength": MAX_URL_CHARS},

@@ -85,7 +85,8 @@ def test_every_side_is_served(stores):
     assert stores.keys.authenticate(secret) == key
     lora = stores.loras.add("app", name="l", sha256="c" * 64, num_bytes=1, object_name="app/loras/1", passport={})
     assert stores.loras.get("app", lora.id) == lora
-    profile = stores.profiles.add("wan-mini", "turbo", {"num_inference_steps": 4}, {})
+    chosen = {"model": "wan-mini", "name": "turbo", "canary_share": 0.1, "bars": {}}
+    profile = stores.profiles.promote("app", chosen, "a" * 64)
     assert stores.profiles.current("wan-mini") == [profile]
     batch = stores.batches.create("app", [replace(JOB, webhook_url="https://app.example")])
     stores.batches.cancel("app", batch.id)

@@ -124,7 +124,7 @@ FIELDS = [
     (33, {"model": "../../etc/passwd"}, "E_MODEL", "wan-mini"),
     (33, {"model": ["wan-mini"]}, "E_MODEL", "wan-mini"),
     (34, {"num_inferense_steps": 4}, "E_RECIPE", "did you mean 'num_inference_steps'"),
-    (34, {"profile": "drafd"}, "E_RECIPE", "did you mean 'draft'"),
+    (34, {"profile": "drafd"}, "E_PROFILE", "did you mean 'draft'"),
     (34, {"priority": "interactiv"}, "E_RECIPE", "did you mean 'interactive'"),
     (34, {"weights_sha256": "0" * 64}, "E_RECIPE", "other weights"),
     (36, {"ulysses": 3}, "E_RECIPE", "no such field"),

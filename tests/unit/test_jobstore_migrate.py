@@ -22,15 +22,15 @@ NEXT = """
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade():
     with op.batch_alter_table("renders") as table:
         table.add_column(sa.Column("colour", sa.String(10)))
 """
-VERSIONS = ("versions/0001_jobs.py", "versions/0002_farm.py")
+VERSIONS = ("versions/0001_jobs.py", "versions/0002_farm.py", "versions/0003_profiles.py")
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
     (scripts / "versions").mkdir(parents=True)
     for name in ("env.py", *VERSIONS):
         (scripts / name).write_text((module.SCRIPTS / name).read_text())
-    (scripts / "versions" / "0003_colour.py").write_text(NEXT)
+    (scripts / "versions" / "0004_colour.py").write_text(NEXT)
     monkeypatch.setattr(module, "SCRIPTS", scripts)
     kept = module.migrate(engine)
-    assert kept == path.with_name("jobs.sqlite.before-0002")
+    assert kept == path.with_name("jobs.sqlite.before-0003")
     assert JobStore(engine).get("app", job.id) == job
     with engine.begin() as connection:
         assert "colour" in [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(renders)")]
@@ -67,7 +67,7 @@ def test_a_database_with_jobs_is_brought_up_to_date_in_place(database, tmp_path,
         assert old.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
     assert module.migrate(engine) is None, "nothing to do"
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="tables 0003 of a newer program"):
+    with pytest.raises(StoreError, match="tables 0004 of a newer program"):
         module.migrate(engine)
 
 
@@ -92,8 +92,8 @@ def of_first_tables(state: str, now: float) -> list[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def old_url(request, tmp_path):
-    """A database of the first version, with a job in every state."""
+def old_tables(request, tmp_path):
+    """`old_tables(revision, statements)` makes a database of an older version, with rows; its address."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'old.sqlite'}"
     else:
@@ -102,20 +102,25 @@ def old_url(request, tmp_path):
         with psycopg.connect(server.render_as_string(hide_password=False), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         url = server.set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
-    engine, config = create_engine(url), Config()
-    config.set_main_option("script_location", str(module.SCRIPTS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for state in ("queued", "running", "completed", "failed", "cancelled"):
-            for statement in of_first_tables(state, time.time()):
+
+    def make(revision: str, statements: list[str]) -> str:
+        engine, config = create_engine(url), Config()
+        config.set_main_option("script_location", str(module.SCRIPTS))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+            for statement in statements:
                 connection.exec_driver_sql(statement)
-    engine.dispose()
-    return url
+        engine.dispose()
+        return url
+
+    return make
 
 
-def test_jobs_of_the_first_tables_go_on_in_every_state(old_url):
-    engine = open_database(old_url)
+def test_jobs_of_the_first_tables_go_on_in_every_state(old_tables):
+    states = ("queued", "running", "completed", "failed", "cancelled")
+    rows = [statement for state in states for statement in of_first_tables(state, time.time())]
+    engine = open_database(old_tables("0001", rows))
     stores = stores_on(engine)
     assert {job.id: job.state for job in stores.jobs.page("app")[0]} == {
         f"j-{state}": state for state in ("queued", "running", "completed", "failed", "cancelled")
@@ -130,6 +135,32 @@ def test_jobs_of_the_first_tables_go_on_in_every_state(old_url):
     for state in ("queued", "running", "completed", "failed", "cancelled"):
         stores.jobs.delete("app", f"j-{state}")
     assert stores.jobs.expire() == 0
+    with engine.begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def old_profile(number: int, name: str, version: int, retired_at: str = "NULL") -> str:
+    return (
+        "INSERT INTO profiles (id, model, name, version, fields, measured, created_at, retired_at) VALUES"
+        f" ('p{number}', 'm', '{name}', {version}, '{{\"num_inference_steps\": {number}}}', '{{}}', 10.0, {retired_at})"
+    )
+
+
+def test_profiles_of_the_second_tables_keep_their_fields_and_their_order(old_tables):
+    rows = [old_profile(1, "turbo", 1), old_profile(2, "turbo", 2), old_profile(3, "turbo", 3, "20.0")]
+    engine = open_database(old_tables("0002", [*rows, old_profile(4, "calm", 1)]))
+    profiles = stores_on(engine).profiles
+    assert [(entry.id, entry.state) for entry in profiles.current("m")] == [("p4", "active"), ("p2", "active")]
+    found = [(entry.id, entry.state, entry.reason, entry.state_since) for entry in profiles.history("turbo")]
+    assert found == [
+        ("p3", "retired", "by_hand", 20.0), ("p2", "active", None, 10.0), ("p1", "retired", "replaced", 10.0)
+    ]  # fmt: skip
+    assert profiles.get("p2").profile == {
+        "model": "m", "name": "turbo", "fields": {"num_inference_steps": 2}, "measured": {},
+    }  # fmt: skip
+    profiles.retire("p2")
+    assert profiles.get("p1").state == "active", "the one before is back"
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()

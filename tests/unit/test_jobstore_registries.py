@@ -1,4 +1,4 @@
-"""LoRAs of tenants and profiles of models."""
+"""LoRAs of tenants."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,25 +72,3 @@ def test_the_same_lora_from_many_sides_at_once(stores):
         entries = list(threads.map(add, range(16)))
     assert len({entry.id for entry in entries}) == 1
     assert len(stores.jobs.garbage()) == 15
-
-
-def test_profiles_have_versions_and_can_be_rolled_back(stores):
-    first = stores.profiles.add("m", "turbo", {"num_inference_steps": 4}, {"psnr_db": 30.0})
-    second = stores.profiles.add("m", "turbo", {"num_inference_steps": 3}, {"psnr_db": 29.0})
-    assert (first.version, second.version) == (1, 2)
-    other = stores.profiles.add("n", "turbo", {}, {})
-    calm = stores.profiles.add("m", "calm", {}, {})
-    assert other.version == 1
-    assert list(stores.profiles.current("m")) == [calm, second]
-    stores.profiles.retire(second.id)
-    stores.profiles.retire(second.id)
-    assert list(stores.profiles.current("m")) == [calm, first]
-    assert stores.profiles.add("m", "turbo", {}, {}).version == 3, "a number is not given twice"
-    with pytest.raises(NotFoundError):
-        stores.profiles.retire("profile_0")
-
-
-def test_versions_of_a_profile_that_is_promoted_twice_at_once(stores):
-    with ThreadPoolExecutor(2) as threads:
-        made = list(threads.map(lambda steps: stores.profiles.add("m", "turbo", {"steps": steps}, {}), range(2)))
-    assert {entry.version for entry in made} == {1, 2}

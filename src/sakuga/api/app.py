@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 import sakuga
-from sakuga.api import batches, content, events, health, hooks, loras, metrics, models, videos
+from sakuga.api import batches, content, events, health, hooks, loras, metrics, models, profiles, videos
 from sakuga.api.deps import ApiDeps
 from sakuga.api.documents import sweep
 from sakuga.api.edge import Edge
@@ -27,8 +27,8 @@ from sakuga.errors import SakugaError
 
 HANDLED = (SakugaError, HTTPException, RequestValidationError, ClientDisconnect)
 ROUTERS = (
-    videos.router, content.router, events.router, batches.router, loras.router, models.router, hooks.router,
-    health.router, metrics.router,
+    videos.router, content.router, events.router, batches.router, loras.router, models.router, profiles.router,
+    hooks.router, health.router, metrics.router,
 )  # fmt: skip
 
 

@@ -39,6 +39,10 @@ def _writer(key: Annotated[ApiKey, Depends(_caller)], _: Annotated[object, Secur
     return _with_scope(key, "write")
 
 
+def _admin(key: Annotated[ApiKey, Depends(_caller)], _: Annotated[object, Security(_documented)]) -> ApiKey:
+    return _with_scope(key, "admin")
+
+
 def _with_scope(key: ApiKey, scope: str) -> ApiKey:
     if scope not in key.scopes and "admin" not in key.scopes:
         raise ScopeError(f"this API key may {', '.join(key.scopes) or 'nothing'}; this needs one that may {scope}")
@@ -51,6 +55,10 @@ Reader = Annotated[ApiKey, Depends(_reader)]
 """May look at what belongs to its tenant."""
 Writer = Annotated[ApiKey, Depends(_writer)]
 """May submit, cancel and delete."""
+Admin = Annotated[ApiKey, Depends(_admin)]
+"""May change what the farm does for everybody."""
+ADMIN = Depends(_admin)
+"""For such routes that do not ask who it is."""
 
 
 async def _idempotency_key(

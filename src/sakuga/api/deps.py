@@ -3,7 +3,7 @@
 Run: pytest tests/unit/test_api_videos.py
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -101,6 +101,8 @@ class ApiDeps:
     guard: AddressGuard = field(default_factory=AddressGuard)
     """Between users' addresses and the farm's own network."""
     settings: ApiSettings = field(default_factory=ApiSettings)
+    audit_share: Callable[[], float] = lambda: 1.0
+    """The most of a profile's renders that are audited, as the operator has it now."""
 
     def served(self, name: object) -> ServedModel:
         """The model of that name; the first without one. Raises ModelError."""
@@ -110,11 +112,6 @@ class ApiDeps:
             hint = did_you_mean(str(name), self.models) or f"; it serves {', '.join(self.models)}"
             raise ModelError(f"model {shown(name)} is not served by this farm{hint}")
         return self.models[name]
-
-    def profiles(self, served: ServedModel) -> Mapping[str, Mapping[str, object]]:
-        """Fields of requests by name: those of the model, then those that were measured and promoted."""
-        promoted = {entry.name: entry.fields for entry in self.stores.profiles.current(served.card.name)}
-        return {**served.profiles, **promoted}
 
 
 async def _deps(request: Request) -> ApiDeps:

@@ -143,6 +143,7 @@ SENTENCES: dict[type, str] = {
 A_BUG = "a bug in Sakuga; its log has more under this x-request-id"
 CODES = {400: "E_BODY", 404: "E_NOT_FOUND", 405: "E_METHOD", 413: "E_TOO_LARGE"}
 """Of what the framework itself refuses."""
+OTHER_FIELDS = ("size", "seconds", "profile", "quality", "priority")
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -206,4 +207,6 @@ def _field_of(message: str) -> str | None:
     ('width', None)
     """
     word = re.match(r"\w+", message)
-    return word[0] if word and word[0] in (*REQUEST_FIELDS, "size", "seconds", "profile", "priority") else None
+    return (
+        word[0] if word and word[0] in (*REQUEST_FIELDS, "size", "seconds", "profile", "quality", "priority") else None
+    )

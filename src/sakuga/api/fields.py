@@ -15,12 +15,13 @@ from sakuga.jobstore import PRIORITIES
 from sakuga.recipe import IMAGE_ROLES, LIMITS, VIDEO_ROLES
 from sakuga.recipe.limits import check_choice, check_slug
 from sakuga.recipe.request import MAX_SHOWN_ERRORS, REQUEST_FIELDS
+from sakuga.tuning.choice import QUALITIES
 
 ROLES = (*IMAGE_ROLES, *VIDEO_ROLES)
 FILE_FIELDS = ("input_reference", *ROLES)
 """Parts of a form that may be files."""
 RECIPE_FIELDS = tuple(name for name in REQUEST_FIELDS if name not in (*ROLES, "id"))
-ORDER_FIELDS = ("size", "seconds", "profile", "priority", "deadline_s", "webhook_url", "extra_params")
+ORDER_FIELDS = ("size", "seconds", "profile", "quality", "priority", "deadline_s", "webhook_url", "extra_params")
 REFERENCES = {
     "input_reference": "input_image",
     "input_reference[image_url]": "input_image",
@@ -45,6 +46,7 @@ class Wish:
     recipe: Mapping[str, object]
     seconds: float | None = None
     profile: str | None = None
+    quality: str | None = None
     priority: str = "normal"
     deadline_s: float | None = None
     webhook_url: str | None = None
@@ -77,6 +79,7 @@ def wish_of(sent: Sent) -> Wish:
         recipe=recipe | _size(fields),
         seconds=seconds,
         profile=check_slug("profile", fields["profile"]) if "profile" in fields else None,
+        quality=check_choice("quality", fields["quality"], QUALITIES) if "quality" in fields else None,
         priority=check_choice("priority", fields.get("priority", "normal"), tuple(PRIORITIES)),
         deadline_s=_deadline(fields.get("deadline_s")),
         webhook_url=_url(fields.get("webhook_url")),

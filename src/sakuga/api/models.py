@@ -1,11 +1,8 @@
-"""`/v1/models` and `/v1/profiles`: what this farm renders, and the named choices of fields that each model has.
-
-Both are read-only: models are configured, profiles promoted by whoever runs the farm.
+"""`/v1/models`: what this farm renders, as whoever runs it has configured.
 
 Run: pytest tests/unit/test_api_models.py
 """
 
-import dataclasses
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -13,7 +10,7 @@ from fastapi import Path as PathParameter
 from pydantic import BaseModel, JsonValue
 
 from sakuga.api.auth import READER
-from sakuga.api.deps import ApiDeps, Deps, ServedModel
+from sakuga.api.deps import Deps, ServedModel
 from sakuga.api.documents import ERRORS
 from sakuga.errors import NotFoundError, shown
 
@@ -47,25 +44,6 @@ class ModelPage(BaseModel):
     data: list[ModelObject]
 
 
-class Profile(BaseModel):
-    """A named choice of fields."""
-
-    object: Literal["profile"] = "profile"
-    name: str
-    model: str
-    version: int | None = None
-    """None: it came with the model."""
-    fields: dict[str, JsonValue]
-    measured: dict[str, JsonValue] = {}
-
-
-class ProfilePage(BaseModel):
-    """All profiles."""
-
-    object: Literal["list"] = "list"
-    data: list[Profile]
-
-
 @router.get("/models", dependencies=[READER])
 async def models(deps: Deps) -> ModelPage:
     """The first one is taken when a request names none."""
@@ -80,22 +58,9 @@ async def model(deps: Deps, model_id: Annotated[str, PathParameter(pattern=MODEL
     return _model(deps.models[model_id])
 
 
-@router.get("/profiles", dependencies=[READER])
-def profiles(deps: Deps) -> ProfilePage:
-    """Of all models; the name goes into the field `profile` of a request."""
-    return ProfilePage(data=[profile for served in deps.models.values() for profile in _profiles(deps, served)])
-
-
 def _model(served: ServedModel) -> ModelObject:
     card = served.card
     return ModelObject(
         id=card.name, title=card.title, licence=card.licence, tasks=list(card.tasks), loras=list(card.loras),
         defaults={name: getattr(card, name) for name in DEFAULTS},
     )  # fmt: skip
-
-
-def _profiles(deps: ApiDeps, served: ServedModel) -> list[Profile]:
-    model = served.card.name
-    found = {name: {"name": name, "model": model, "fields": fields} for name, fields in served.profiles.items()}
-    found |= {entry.name: dataclasses.asdict(entry) for entry in deps.stores.profiles.current(model)}
-    return [Profile.model_validate(profile) for profile in found.values()]

@@ -9,6 +9,8 @@ from sakuga.api.fields import FILE_FIELDS, MAX_DEADLINE_S, MAX_SECONDS, MAX_URL_
 from sakuga.jobstore import PRIORITIES
 from sakuga.recipe import ATTENTIONS, CAMERA_DIRECTIONS, LIMITS, MAX_PROMPT_CHARS, PRECISIONS
 from sakuga.recipe.limits import MAX_LORAS, SHA256_HEX, SLUG
+from sakuga.tuning.choice import QUALITIES
+from sakuga.tuning.profiles import TIERS
 
 Schema = Mapping[str, object]
 KINDS = {"form": "multipart/form-data", "json": "application/json", "lines": "application/jsonl"}
@@ -34,6 +36,11 @@ SPECIAL: Mapping[str, Schema] = {
     "size": {"type": "string", "pattern": r"^\d{1,6}x\d{1,6}$"},
     "seconds": {"type": "string", "description": f"Above 0, at most {MAX_SECONDS:.0f}; the nearest 4n+1 frames"},
     "profile": {**NAME, "description": "One of /v1/profiles"},
+    "quality": {
+        "type": "string",
+        "enum": list(QUALITIES),
+        "description": "Instead of a profile: the fastest that holds",
+    },
     "priority": {"type": "string", "enum": list(PRIORITIES)},
     "deadline_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S},
     "webhook_url": {"type": "string", "format": "uri", "maxLength": MAX_URL_CHARS},
@@ -67,4 +74,15 @@ CREATE_BODY = _body(
 )
 REMIX_BODY = _body(json=_object({"prompt": SPECIAL["prompt"]}, "prompt"))
 LORA_BODY = _body(form=_object({"file": FILE, "name": NAME, "model": NAME}, "file"))
+_OBJECT: Schema = {"type": "object"}
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+PROFILE_BODY = _body(
+    json=_object(
+        {"name": NAME, "model": NAME, "tier": {"type": "string", "enum": list(TIERS)}, "plan": TEXT}
+        | {name: _field(name) for name in ("width", "height", "num_frames")}
+        | dict.fromkeys(("fields", "reference", "bars", "measured", "source"), _OBJECT)
+        | dict.fromkeys(("canary_share", "audit_share"), _SHARE),
+        "name", "model", "width", "height", "num_frames", "fields", "reference", "bars", "measured",
+    )
+)  # fmt: skip
 BATCH_BODY = _body(form=_object({"file": FILE}, "file"), lines=TEXT)

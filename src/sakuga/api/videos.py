@@ -138,7 +138,10 @@ def _wish_again(deps: ApiDeps, source: Job, prompt: str, folder: Path) -> Wish:
         if not role.startswith("lora:"):
             files[role] = folder / f"{role}.first"
             deps.objects.get(name, files[role])
-    return Wish(recipe=fields, seconds=seconds, profile=asked.profile, priority=source.priority, files=files)
+    profile = None if asked.quality else asked.profile
+    return Wish(
+        recipe=fields, seconds=seconds, profile=profile, quality=asked.quality, priority=source.priority, files=files
+    )
 
 
 @router.post("/edits", include_in_schema=False)

@@ -35,7 +35,7 @@ class Asked:
     """What a job keeps of its request: enough to show it, to cut it and to make a remix of it."""
 
     fields: Mapping[str, object] = field(default_factory=dict)
-    """Of `RecipeRequest`, without files; with the seed that was drawn."""
+    """Of `RecipeRequest`, as the user wrote them, without files and a profile's; with the seed that was drawn."""
     prompt: str | None = None
     size: str = ""
     seconds: str = ""
@@ -43,6 +43,10 @@ class Asked:
     cut_frames: int | None = None
     """Frames that are shown of the render, which has a few more to be of a legal length."""
     profile: str | None = None
+    """By name, as asked or as chosen."""
+    profile_version: int | None = None
+    """Of the promoted profile; None for its reference."""
+    quality: str | None = None
     notes: tuple[str, ...] = ()
     row: int | None = None
     """Line of its batch."""
@@ -94,6 +98,8 @@ class Video(BaseModel):
     gpu_seconds: float | None = Field(description="Of its lane, as predicted; as measured when it is completed")
     priority: str
     profile: str | None
+    profile_version: int | None = Field(description="None: rendered as the profile's reference, or without one")
+    quality: str | None
     batch_id: str | None
     batch_line: int | None
     notes: list[str] = Field(description="What of the request has no effect, or another than one may think")
@@ -171,6 +177,8 @@ def video_of(job: Job, outlook: Outlook) -> Video:
         gpu_seconds=round(_gpu_seconds(job), 3),
         priority=job.priority,
         profile=asked.profile,
+        profile_version=asked.profile_version,
+        quality=asked.quality,
         batch_id=job.batch_id,
         batch_line=asked.row,
         notes=list(asked.notes),

@@ -22,11 +22,15 @@ from sakuga.settings import from_environment
 if TYPE_CHECKING:
     from openai import OpenAI
 
+    from sakuga.tuning.profiles import SpeedProfile
+
 FINAL = ("completed", "failed", "cancelled", "deleted")
 SILENCE_S = 60.0
 """The farm sends at least a ping every 15 s."""
 UPLOAD_S = 600.0
 """A LoRA of a large model is half a gigabyte, and the farm checks it before it answers."""
+ANSWER_S = 60.0
+"""A profile's promotion may hash the weights first."""
 AGAIN_S = 1.0
 PATIENCE_S = 120.0
 """How long a farm that answered before may be away: it is started again, or its machine is."""
@@ -76,6 +80,33 @@ class Farm:
         if isinstance(answer, str):
             raise self._no_farm()
         return answer
+
+    def promote(self, profile: "SpeedProfile") -> dict[str, object]:
+        """Offer a profile to the farm's requests; the entry as the farm has it now. Raises FarmError."""
+        return self.ask("POST", "/profiles", profile.as_dict())
+
+    def profiles(self) -> list[dict[str, object]]:
+        """The profiles that requests can name, and those that were rolled back. Raises FarmError."""
+        found = self.ask("GET", "/profiles").get("data")
+        if not isinstance(found, list):
+            raise self._no_farm()
+        return found
+
+    def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
+        """One request below /v1, answered with a JSON object. Raises FarmError."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        try:
+            answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, json=body, timeout=ANSWER_S)
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+        if not answer.is_success:
+            raise self._refused(_error_in(answer.text), answer.status_code)
+        with contextlib.suppress(json.JSONDecodeError):
+            if isinstance(told := answer.json(), dict):
+                return told
+        raise self._no_farm()
 
     def upload_lora(self, path: Path, name: str, model: str) -> str:
         """Give the farm a LoRA; the id that requests name it by. Raises FarmError."""

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sakuga.errors import SakugaError, StoreError
 from sakuga.jobstore import (
     ApiKeys,
+    Audits,
     Batches,
     JobStore,
     LeasedRenders,
@@ -58,15 +59,17 @@ SIDES: dict[str, type] = {
     "profiles": ProfileRegistry,
     "webhooks": Webhooks,
     "batches": Batches,
+    "audits": Audits,
 }
 ONCE = {
     "jobs": {"submit"},
     "renders": set(),
     "keys": {"create"},
     "loras": {"delete"},
-    "profiles": {"add"},
+    "profiles": set(),
     "webhooks": set(),
     "batches": {"create"},
+    "audits": set(),
 }
 """Methods that are not the same done twice, or whose second time is an error.
 

@@ -94,6 +94,10 @@ class Standings:
             return Place(position=standing.positions[job.render_id], ahead_s=standing.ahead_s[job.render_id])
         return standing.ends.get((job.model, PRIORITIES[job.priority]), Place())
 
+    def newcomer(self, model: str, priority: str) -> Place:
+        """Where a job would stand that was submitted now."""
+        return self._current().ends.get((model, PRIORITIES[priority]), Place())
+
     def _current(self) -> _Standing:
         with self._lock:
             last = self._last

@@ -1,21 +1,17 @@
-"""What recipes may name: the LoRAs of a tenant, the speed profiles of a model.
-
-Run: pytest tests/unit/test_jobstore_registries.py
-"""
+"""LoRAs that recipes may name.     Run: pytest tests/unit/test_jobstore_registries.py"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from sakuga.errors import ConflictError, NotFoundError, shown
 from sakuga.jobstore.ending import throw_away
 from sakuga.jobstore.ids import new_id
 from sakuga.jobstore.retention import keep
-from sakuga.jobstore.schema import loras, profiles
+from sakuga.jobstore.schema import loras
 from sakuga.jobstore.store import MAX_LISTED, JobStore
-from sakuga.jobstore.values import LoraEntry, ProfileEntry
+from sakuga.jobstore.values import LoraEntry
 
 
 class LoraRegistry:
@@ -79,46 +75,6 @@ class LoraRegistry:
             row = _one(connection, tenant, lora_id)
             connection.execute(delete(loras).where(loras.c.id == row.id))
             throw_away(connection, [row.object_name], self._database.now(connection))
-
-
-class ProfileRegistry:
-    """Speed profiles that have been promoted. An entry never changes; a newer version takes its place."""
-
-    def __init__(self, store: JobStore) -> None:
-        self._database = store.database
-
-    def add(self, model: str, name: str, fields: Mapping[str, object], measured: Mapping[str, object]) -> ProfileEntry:
-        """The next version of a profile."""
-        of_name = and_(profiles.c.model == model, profiles.c.name == name)
-        for _ in range(3):
-            try:
-                with self._database.writing() as connection:
-                    newest = connection.execute(select(func.max(profiles.c.version)).where(of_name)).scalar() or 0
-                    made = ProfileEntry(
-                        id=new_id("profile"), model=model, name=name, version=newest + 1, fields=dict(fields),
-                        measured=dict(measured), created_at=self._database.now(connection),
-                    )  # fmt: skip
-                    connection.execute(insert(profiles).values(**asdict(made)))
-                    return made
-            except IntegrityError:  # on PostgreSQL somebody was faster with this version
-                continue
-        raise ConflictError(f"profile {shown(name)} is being promoted many times at once; try again")
-
-    def current(self, model: str) -> Sequence[ProfileEntry]:
-        """The newest version of each profile that is not retired: to retire one brings back the one before."""
-        wanted = select(profiles).where(profiles.c.model == model, profiles.c.retired_at.is_(None))
-        with self._database.reading() as connection:
-            rows = connection.execute(wanted.order_by(profiles.c.name, profiles.c.version)).mappings().all()
-        newest = {row["name"]: ProfileEntry(**row) for row in rows}
-        return list(newest.values())
-
-    def retire(self, profile_id: str) -> None:
-        """It is no longer offered. Raises NotFoundError."""
-        with self._database.writing() as connection:
-            retired = {"retired_at": func.coalesce(profiles.c.retired_at, self._database.now(connection))}
-            done = connection.execute(update(profiles).where(profiles.c.id == profile_id).values(**retired))
-            if not done.rowcount:
-                raise NotFoundError(f"there is no profile {shown(profile_id)}")
 
 
 def _one(connection: Connection, tenant: str, lora_id: str) -> Row:

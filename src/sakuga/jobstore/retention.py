@@ -11,10 +11,13 @@ from sqlalchemy import Connection, Row, and_, delete, exists, func, select, upda
 
 from sakuga.jobstore.ending import cancel_jobs, throw_away
 from sakuga.jobstore.schema import (
+    GONE,
     IN_FLIGHT,
+    OPEN_AUDIT,
     STATES,
     artifacts,
     attempts,
+    audits,
     batches,
     deliveries,
     events,
@@ -46,6 +49,8 @@ def forget(connection: Connection, job: Job | Row, now: float) -> bool:
     if not connection.execute(update(jobs).where(mine).values(**emptied)).rowcount:
         return False
     connection.execute(delete(events).where(events.c.job_id == job.id))
+    of_job = and_(audits.c.job_id == job.id, audits.c.state.in_(OPEN_AUDIT))
+    connection.execute(update(audits).where(of_job).values(state=GONE, reference={}, ended_at=now))
     if not _has_jobs(connection, jobs.c.render_id == job.render_id):
         _forget_render(connection, render, now)
     if job.batch_id is not None and not _has_jobs(connection, jobs.c.batch_id == job.batch_id):
@@ -65,6 +70,8 @@ def purge(connection: Connection, now: float, limit: int) -> None:
     connection.execute(delete(idempotency).where(idempotency.c.created_at <= now - IDEMPOTENCY_S))
     old = now - TOMBSTONE_S
     connection.execute(delete(deliveries).where(deliveries.c.state != "pending", deliveries.c.created_at <= old))
+    unjudged = and_(audits.c.state == GONE, audits.c.reference_id.is_(None), audits.c.ended_at <= old)
+    connection.execute(delete(audits).where(unjudged))
     gone = select(jobs.c.id, jobs.c.render_id).where(
         jobs.c.is_deleted.is_(True), jobs.c.state.in_(ENDED), jobs.c.finished_at <= old
     )

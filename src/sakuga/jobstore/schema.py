@@ -34,6 +34,9 @@ from sqlalchemy import (
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = "queued", "running", "completed", "failed", "cancelled"
 STATES = (QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED)
 IN_FLIGHT = (QUEUED, RUNNING)
+PENDING, RENDERING, PASSED, GONE = "pending", "rendering", "passed", "gone"
+"""Of audits, which may also have failed."""
+OPEN_AUDIT = (PENDING, RENDERING)
 NEVER = 1e12
 """A deadline that nothing has to meet: a number, so that one index sorts those with and without."""
 
@@ -252,11 +255,47 @@ profiles = Table(
     Column("model", String(100), nullable=False),
     Column("name", String(100), nullable=False),
     Column("version", Integer, nullable=False),
-    Column("fields", JSON, nullable=False),
-    Column("measured", JSON, nullable=False),
+    Column("state", String(10), nullable=False, server_default=text("'active'")),  # canary, active, retired
+    Column("state_since", Float, nullable=False, server_default=text("0")),  # audits from before do not count
+    Column("reason", String(20)),  # of retirement: rolled_back, replaced, by_hand
+    Column("owner", String(100), nullable=False, server_default=text("''")),  # the tenant whose LoRAs it names
+    Column("canary_share", Float, nullable=False, server_default=text("0")),
+    Column("content_sha256", String(64), nullable=False, server_default=text("''")),
+    Column("profile", JSON, nullable=False, server_default=text("'{}'")),  # `SpeedProfile.as_dict`
     Column("created_at", Float, nullable=False),
-    Column("retired_at", Float),
     UniqueConstraint("model", "name", "version"),
+)
+
+profile_events = Table(
+    "profile_events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("profile_id", String(40), ForeignKey("profiles.id"), nullable=False),
+    Column("type", String(20), nullable=False),  # promoted, audited, activated, rolled_back, retired
+    Column("data", JSON, nullable=False),  # figures and reasons, nothing of a user's
+    Column("at", Float, nullable=False),
+    Index("ix_profile_events_profile", "profile_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+audits = Table(
+    "audits",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("profile_id", String(40), ForeignKey("profiles.id"), nullable=False),
+    Column("tenant", String(100), nullable=False),
+    Column("job_id", String(40), nullable=False, index=True),  # the video that a user asked for
+    Column("render_key", String(64), nullable=False),
+    Column("reference", JSON, nullable=False),  # the `NewJob` that renders it the reference way; emptied at the end
+    Column("reference_id", String(40)),  # its job, until that is removed
+    Column("state", String(10), nullable=False),  # pending, rendering, passed, failed, gone
+    Column("figures", JSON, nullable=False),
+    Column("faults", JSON, nullable=False),  # sentences
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    UniqueConstraint("profile_id", "render_key"),  # the same picture once more says nothing new
+    Index("ix_audits_state", "state", "created_at"),
+    Index("ix_audits_verdicts", "profile_id", "state", "ended_at"),
 )
 
 webhook_secrets = Table(

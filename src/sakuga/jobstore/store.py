@@ -148,6 +148,10 @@ class JobStore:
         """Where a job stands in the queue; of a long queue as it was up to a second ago. Raises NotFoundError."""
         return self._standings.place(self.get(tenant, job_id))
 
+    def newcomer(self, model: str, priority: str) -> Place:
+        """Where a job of this model would stand that was submitted now; at the front while nothing waits."""
+        return self._standings.newcomer(model, priority)
+
     def in_flight_s(self, tenant: str) -> float:
         """Predicted seconds of the tenant's queued and running work."""
         with self.database.reading() as connection:

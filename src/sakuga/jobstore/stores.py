@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from sakuga.jobstore.audits import Audits
 from sakuga.jobstore.batches import Batches
 from sakuga.jobstore.database import open_database
 from sakuga.jobstore.keys import ApiKeys
 from sakuga.jobstore.leases import LEASE_S, LeasedRenders
-from sakuga.jobstore.registries import LoraRegistry, ProfileRegistry
+from sakuga.jobstore.profiles import ProfileRegistry
+from sakuga.jobstore.registries import LoraRegistry
 from sakuga.jobstore.store import JobStore
 from sakuga.jobstore.webhooks import Webhooks
 
@@ -27,6 +29,7 @@ class Stores:
     profiles: ProfileRegistry
     webhooks: Webhooks
     batches: Batches
+    audits: Audits
 
 
 def open_stores(
@@ -60,4 +63,5 @@ def stores_on(
         profiles=ProfileRegistry(store),
         webhooks=Webhooks(store),
         batches=Batches(store),
+        audits=Audits(store),
     )

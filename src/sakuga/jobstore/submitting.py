@@ -6,7 +6,7 @@ for each other instead of stopping each other.     Run: pytest tests/unit/test_j
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, tuple_, update
 
 from sakuga.errors import ConflictError, RecipeError, did_you_mean, shown
 from sakuga.jobstore.ending import add_events, chunks
@@ -15,8 +15,10 @@ from sakuga.jobstore.schema import (
     IN_FLIGHT,
     IS_IN_FLIGHT,
     NEVER,
+    PENDING,
     QUEUED,
     RUNNING,
+    audits,
     idempotency,
     jobs,
     render_inputs,
@@ -85,6 +87,7 @@ def insert_jobs(connection: Connection, tenant: str, new: Sequence[NewJob], now:
     for state in IN_FLIGHT:
         add_events(connection, [(job_id, tenant) for job_id, _, its in named if its == state], state, {}, now)
     _hold_inputs(connection, new, render_of, {row.id for row in shared.values()})
+    _watch(connection, named, now)
     return [job_id for job_id, _, _ in named]
 
 
@@ -129,6 +132,25 @@ def _render(tenant: str, render_id: str, wanted_by: Sequence[NewJob], now: float
 
 def _due_at(wanted_by: Sequence[NewJob]) -> float:
     return min(NEVER if job.deadline_at is None else job.deadline_at for job in wanted_by)
+
+
+def _watch(connection: Connection, named: Sequence[tuple[str, NewJob, str]], now: float) -> None:
+    """The audits that jobs ask for; of the same picture by the same profile one is enough."""
+    wanted = {(job.audit.profile_id, job.render_key): (job_id, job) for job_id, job, _ in reversed(named) if job.audit}
+    for some in chunks(sorted(wanted)):
+        known = select(audits.c.profile_id, audits.c.render_key)
+        for row in connection.execute(known.where(tuple_(audits.c.profile_id, audits.c.render_key).in_(some))).all():
+            del wanted[row.profile_id, row.render_key]
+    rows = [
+        {
+            "id": new_id("audit"), "profile_id": profile_id, "tenant": job.tenant, "job_id": job_id,
+            "render_key": render_key, "reference": dict(job.audit.reference) if job.audit else {}, "state": PENDING,
+            "figures": {}, "faults": [], "created_at": now,
+        }
+        for (profile_id, render_key), (job_id, job) in wanted.items()
+    ]  # fmt: skip
+    if rows:
+        connection.execute(insert(audits), rows)
 
 
 def _hold_inputs(connection: Connection, new: Sequence[NewJob], render_of: Mapping[str, str], shared: set[str]) -> None:

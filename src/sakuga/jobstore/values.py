@@ -34,6 +34,7 @@ class NewJob:
     """Told when the job has ended."""
     batch_id: str | None = None
     remixed_from: str | None = None
+    audit: "NewAudit | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +228,71 @@ class LoraEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileEntry:
-    """A named speed profile of a model, as it was measured; it never changes, a new version takes its place."""
+    """One version of a promoted speed profile: what it chooses never changes, its state does."""
 
     id: str
     model: str
     name: str
     version: int
-    fields: Mapping[str, object]
-    measured: Mapping[str, object]
+    state: str
+    """canary, active or retired."""
+    state_since: float
+    reason: str | None = None
+    """Why it is retired: rolled_back, replaced (by a newer version, whose end brings it back) or by_hand."""
+    owner: str = ""
+    """The tenant whose LoRAs it names."""
+    canary_share: float = 0.0
+    content_sha256: str = ""
+    profile: Mapping[str, object] = field(default_factory=dict)
+    """`SpeedProfile.as_dict`; of entries from before there were any, name, model, fields and measured alone."""
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileEvent:
+    """One entry of a profile's history."""
+
+    seq: int
+    profile_id: str
+    version: int
+    type: str
+    data: Mapping[str, object]
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAudit:
+    """A wish to hold a render to its reference, written with its job."""
+
+    profile_id: str
+    reference: Mapping[str, object]
+    """The fields of a `NewJob`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """A render of a profile that is compared with the same recipe rendered the reference way."""
+
+    id: str
+    profile_id: str
+    tenant: str
+    job_id: str
+    reference: Mapping[str, object]
+    """The fields of a `NewJob`; empty when the audit has ended."""
+    reference_id: str | None
+    """Its job, as long as there is one."""
+    state: str
+    """pending, rendering; then passed, failed or gone."""
     created_at: float
-    retired_at: float | None = None
+    ended_at: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditTally:
+    """How the audits of a profile's version ended so far."""
+
+    passed: int = 0
+    failed: int = 0
+    open: int = 0

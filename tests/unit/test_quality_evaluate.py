@@ -48,7 +48,7 @@ def test_a_pair_has_every_figure(seed):
     assert told["psnr_db"] == report.psnr.mean_db and (told["width"], told["height"], told["num_frames"]) == (64, 48, 5)
     assert told["vmaf_model"] == "vmaf_v0.6.1"
     assert {name: len(values) for name, values in told["per_frame"].items()} == dict.fromkeys(
-        ("psnr_db", "ssim", "vmaf", "xpsnr_y_db"), 5
+        ("psnr_db", "ssim", "vmaf", "xpsnr_y_db", "drift", "identity"), 5
     )
     assert report.motion_ratio == report.gen.motion / report.ref.motion
 

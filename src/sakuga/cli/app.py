@@ -20,6 +20,7 @@ from sakuga.cli.lora import lora_app
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.prepare import prepare
+from sakuga.cli.rate import rate
 from sakuga.cli.render import render
 from sakuga.cli.serve import serve
 from sakuga.cli.synth import synth
@@ -67,6 +68,7 @@ app.command()(synth)
 app.command()(prepare)
 app.command()(train)
 app.command()(evaluate)
+app.command()(rate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")
 app.add_typer(lora_app, name="lora")

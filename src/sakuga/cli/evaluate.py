@@ -1,6 +1,6 @@
-"""`sakuga evaluate`: how close generated videos are to their references.
+"""`sakuga evaluate`: how close generated videos are to their references, and how they behave on their own.
 
-Run: pytest tests/unit/test_cli_commands.py
+Run: pytest tests/unit/test_cli_commands.py tests/unit/test_cli_rate.py
 """
 
 from pathlib import Path
@@ -15,9 +15,13 @@ from rich.text import Text
 from sakuga.cli.output import AsJson, finish
 
 if TYPE_CHECKING:
-    from sakuga.quality import EvaluationReport
+    from sakuga.quality import EvaluationReport, SetReport
 
-COLUMNS = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker", "motion", "motion_ratio", "warp_error")
+COLUMNS = (
+    "psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker", "motion", "motion_ratio", "warp_error", "drift", "identity",
+)  # fmt: skip
+WHERE_MEASURED = ("adherence", "lpips", "clip", "subjective", "weighted_total")
+"""Columns that stand only where a video has the figure."""
 
 
 def evaluate(
@@ -26,35 +30,74 @@ def evaluate(
     subjective: Annotated[
         float | None, typer.Option(help="What people gave, 0 to 20; adds the weighted total of the means.")
     ] = None,
+    ratings: Annotated[
+        Path | None, typer.Option(help="What people gave in `sakuga rate` to the variant of GEN's folder.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL or metadata.csv with `video` and `prompt`; adds prompt adherence.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="lpips=FILE, clip=FOLDER or fvd=FILE: a learned metric and its weights.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure PSNR, SSIM, VMAF, XPSNR, flicker, motion and warp error. Code 1 if a pair failed."""
+    """Measure fidelity, flicker with motion, warp error, drift, identity. Code 1 if a pair failed."""
     from sakuga.errors import InputError
-    from sakuga.quality import evaluate_paths, weighted_total
+    from sakuga.quality import evaluate_paths, report_of_pairs, weighted_total
+    from sakuga.quality.report import read_prompts
 
     if subjective is not None and not 0 <= subjective <= 20:
         raise InputError(f"--subjective is {subjective:g}, but the total takes 0 to 20")
-    report = evaluate_paths(ref, gen)
-    payload = report.as_dict()
-    mean = report.mean()
+    if subjective is not None and ratings is not None:
+        raise InputError("--subjective and --ratings both say what people gave: give one, not both")
+    people = _ratings(ratings, gen) if ratings is not None else {}
+    named = read_prompts(prompts) if prompts is not None else {}
+    if metric:
+        from sakuga.quality.learned import load_metric  # torch
+    learned = [load_metric(spec) for spec in metric or ()]
+    pairs = evaluate_paths(ref, gen, prompts=named, learned=learned)
+    report = report_of_pairs(pairs, learned=learned, subjective=people)
+    payload = pairs.as_dict() | {"set": report.summary()}
+    mean = pairs.mean()
     psnr_db, ssim = mean.get("psnr_db"), mean.get("ssim")
     if subjective is not None and psnr_db is not None and ssim is not None:
         payload["weighted_total"] = weighted_total(subjective, psnr_db, ssim)
-    finish(payload, _text(report, payload.get("weighted_total")), as_json, exit_code=1 if report.failures else 0)
+    elif (total := report.means().get("weighted_total")) is not None:
+        payload["weighted_total"] = total.mean
+    finish(payload, _text(pairs, report, payload.get("weighted_total")), as_json, exit_code=1 if pairs.failures else 0)
 
 
-def _text(report: "EvaluationReport", total: object) -> Group:
-    table = Table("video", *COLUMNS, box=None, pad_edge=False)
-    rows = [(row.name, row.report.figures()) for row in report.rows]
-    if len(rows) > 1:
-        rows.append(("mean", report.mean()))
-    for name, figures in rows:
-        values = [figures.get(column) for column in COLUMNS]
-        table.add_row(escape(name), *("-" if value is None else f"{value:.4g}" for value in values))
-    notes = [f"{row.name}: {note}" for row in report.rows for note in row.report.notes]
+def _ratings(path: Path, gen: Path) -> dict[str, float]:
+    """What people gave to each video of the folder."""
+    from sakuga.errors import InputError, shown
+    from sakuga.quality.ratings import read_ratings, subjective_by_stem
+
+    if not path.is_file():
+        raise InputError(f"{shown(path)} does not exist: give the ratings.jsonl that `sakuga rate` wrote")
+    folder = gen.resolve() if gen.is_dir() else gen.resolve().parent
+    return subjective_by_stem(read_ratings(path), folder.name)
+
+
+def _text(pairs: "EvaluationReport", report: "SetReport", total: object) -> Group:
+    means = report.means()
+    columns = [*COLUMNS, *(name for name in WHERE_MEASURED if name in means)]
+    table = Table("video", *columns, box=None, pad_edge=False)
+    for row in report.rows:
+        table.add_row(escape(row.name), *(_figure(row.figures.get(name)) for name in columns))
+    if len(report.rows) > 1:
+        found = [means.get(name) for name in columns]
+        table.add_row("mean", *(_figure(value.mean if value else None) for value in found))
+        halves = [value.high - value.mean if value and value.high is not None else None for value in found]
+        table.add_row("± (95 %)", *(_figure(half) for half in halves))
+    notes = [f"{name}: {value:.4g}" for name, value in report.of_set.items()]
+    notes += [*report.notes, *(f"{row.name}: {note}" for row in report.rows for note in row.notes)]
     notes += [f"{failure.name}: {failure.code}: {failure.message}" for failure in report.failures]
-    notes += [f"only in the reference: {name}" for name in report.only_in_ref]
-    notes += [f"only in the generated: {name}" for name in report.only_in_gen]
+    notes += [f"only in the reference: {name}" for name in pairs.only_in_ref]
+    notes += [f"only in the generated: {name}" for name in pairs.only_in_gen]
     if total is not None:
         notes.append(f"weighted total: {total:.4f}")
     return Group(table, *(Text(note) for note in notes))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

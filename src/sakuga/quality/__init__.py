@@ -1,10 +1,12 @@
-"""How good is a rendered video: fidelity to a reference, and what time does to it. No metric here needs weights.
+"""How good is a rendered video: fidelity to a reference, what time does to it, what people say. Weights are optional.
 
-    report = evaluate_pair(ref_THWC, gen_THWC, fps=15)     # arrays, before any lossy mp4
-    result = evaluate_paths("targets/", "renders/")        # files, or folders matched by stem
+    figures_of(gen_THWC, reference_THWC=best)["motion_ratio"]       # one render, numbers by name
+    report_on([Case(name="jump", gen=gen_THWC, target=drawn)])      # a set, with confidence intervals
+    evaluate_paths("targets/", "renders/")                          # files, or folders matched by stem
 
-Full reference: `psnr`, `ssim`, `vmaf`, `xpsnr`. One video alone: `temporal` (flicker, motion, warp error); flicker
-never goes without motion, because a frozen video has none of either. `weighted_total` mixes in what people said.
+Full reference: `psnr`, `ssim`, `vmaf`, `xpsnr`. One video alone: `temporal` (flicker, motion, warp error), `drift`,
+`identity`, `adherence`; flicker never goes without motion, because a frozen video has none of either. `learned` has
+metrics with weights from local files, `ratings` what raters said, and `weighted_total` mixes that in.
 """
 
 from sakuga.quality.evaluate import (
@@ -17,26 +19,35 @@ from sakuga.quality.evaluate import (
     weighted_total,
 )
 from sakuga.quality.fidelity import CAP_DB, Psnr, Ssim, psnr, ssim
+from sakuga.quality.figures import figures_of
 from sakuga.quality.filters import VMAF_MODEL, Vmaf, Xpsnr, vmaf, xpsnr
+from sakuga.quality.report import Case, CaseReport, Interval, SetReport, report_of_pairs, report_on
 from sakuga.quality.temporal import Temporal, flicker, motion, temporal, warp_error
 
 __all__ = [
     "CAP_DB",
     "VMAF_MODEL",
+    "Case",
+    "CaseReport",
     "EvaluationReport",
     "Failure",
+    "Interval",
     "Psnr",
     "Report",
     "Row",
+    "SetReport",
     "Ssim",
     "Temporal",
     "Vmaf",
     "Xpsnr",
     "evaluate_pair",
     "evaluate_paths",
+    "figures_of",
     "flicker",
     "motion",
     "psnr",
+    "report_of_pairs",
+    "report_on",
     "ssim",
     "temporal",
     "vmaf",

@@ -8,16 +8,23 @@ Shapes: T frames, H, W, C = 3 (RGB).     Run: pytest tests/unit/test_quality_eva
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sakuga.errors import InputError, MetricError, SakugaError, VideoError, shown
+from sakuga.quality.adherence import Adherence, adherence
+from sakuga.quality.drift import Drift, drift
 from sakuga.quality.fidelity import Psnr, Ssim, psnr, ssim
+from sakuga.quality.figures import ratio
 from sakuga.quality.filters import Vmaf, Xpsnr, vmaf, xpsnr
 from sakuga.quality.frames import Frames, check_pair
+from sakuga.quality.identity import Identity, identity
 from sakuga.quality.temporal import Temporal, temporal
+
+if TYPE_CHECKING:
+    from sakuga.quality.learned import LearnedMetric  # which needs torch
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +46,21 @@ class Report:
     xpsnr: Xpsnr | None
     ref: Temporal
     gen: Temporal
+    drift: Drift
+    identity: Identity | None
+    adherence: Adherence | None = None
+    """None: no prompt was given."""
+    learned: Figures = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def motion_ratio(self) -> float | None:
         """Motion of the generated video over that of the reference; None when the reference does not move."""
-        return _ratio(self.gen.motion, self.ref.motion)
+        return ratio(self.gen.motion, self.ref.motion)
 
     def figures(self) -> Figures:
         """One number per name, in the order of a table; `flicker`, `motion`, ... are those of the generated video."""
-        return {
+        found: Figures = {
             "psnr_db": self.psnr.mean_db,
             "psnr_pooled_db": self.psnr.pooled_db,
             "psnr_min_db": self.psnr.min_db,
@@ -64,11 +76,17 @@ class Report:
             "warp_error": self.gen.warp_error,
             "warp_coverage": self.gen.warp_coverage,
             "motion_ratio": self.motion_ratio,
+            "flicker_ratio": ratio(self.gen.flicker, self.ref.flicker),
+            "drift": self.drift.mean,
+            "drift_slope": self.drift.slope,
+            "identity": self.identity.mean if self.identity else None,
+            "identity_min": self.identity.min if self.identity else None,
             "ref_flicker": self.ref.flicker,
             "ref_motion": self.ref.motion,
             "ref_frozen_share": self.ref.frozen_share,
             "ref_warp_error": self.ref.warp_error,
         }
+        return found | ({"adherence": self.adherence.mean} if self.adherence else {}) | self.learned
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: the figures, what they were measured on, the frames one by one, the notes. No infinity, no NaN."""
@@ -79,6 +97,8 @@ class Report:
             "ssim": list(self.ssim.per_frame) if self.ssim else None,
             "vmaf": list(self.vmaf.per_frame) if self.vmaf else None,
             "xpsnr_y_db": list(self.xpsnr.per_frame_y_db) if self.xpsnr else None,
+            "drift": list(self.drift.curve),
+            "identity": list(self.identity.curve) if self.identity else None,
         }
         return {**self.figures(), **about, **model, "per_frame": per_frame, "notes": list(self.notes)}
 
@@ -111,12 +131,13 @@ class EvaluationReport:
     def mean(self) -> Figures:
         """Mean over the pairs that have the figure; None where none has. A minimum's mean is the mean of minima.
 
-        `motion_ratio` is the ratio of the mean motions: the mean of ratios belongs to the pair that hardly moves.
+        A ratio is that of the means: the mean of ratios belongs to the pair that hardly moves.
         """
         columns = [row.report.figures() for row in self.rows]
-        means = {name: _mean([figures[name] for figures in columns]) for name in (columns[0] if columns else ())}
+        names = dict.fromkeys(name for figures in columns for name in figures)  # only some pairs have a prompt
+        means = {name: _mean([figures.get(name) for figures in columns]) for name in names}
         if means:
-            means["motion_ratio"] = _ratio(means["motion"], means["ref_motion"])
+            means |= {f"{name}_ratio": ratio(means[name], means[f"ref_{name}"]) for name in ("motion", "flicker")}
         return means
 
     def as_dict(self) -> dict[str, object]:
@@ -146,7 +167,14 @@ def weighted_total(subjective: float, psnr_db: float, ssim: float) -> float:
     return subjective / 20.0 * 0.5 + psnr_db / 50.0 * 0.25 + ssim * 0.25
 
 
-def evaluate_pair(ref_THWC: Frames, gen_THWC: Frames, fps: float = 15.0) -> Report:
+def evaluate_pair(
+    ref_THWC: Frames,
+    gen_THWC: Frames,
+    fps: float = 15.0,
+    *,
+    prompt: str | None = None,
+    learned: Sequence["LearnedMetric"] = (),
+) -> Report:
     """Every metric of two videos of one size and length.
 
     Raises VideoError when they cannot be compared. What a metric itself cannot do ends as None and a note.
@@ -154,6 +182,8 @@ def evaluate_pair(ref_THWC: Frames, gen_THWC: Frames, fps: float = 15.0) -> Repo
     check_pair(ref_THWC, gen_THWC)
     notes: list[str] = []
     num_frames, height, width, _ = ref_THWC.shape
+    adheres = adherence(gen_THWC, prompt, fps) if prompt is not None else None
+    notes += [adheres.note] if adheres and adheres.note else []
     return Report(
         num_frames=num_frames,
         width=width,
@@ -164,8 +194,24 @@ def evaluate_pair(ref_THWC: Frames, gen_THWC: Frames, fps: float = 15.0) -> Repo
         xpsnr=_try(notes, "xpsnr", lambda: xpsnr(ref_THWC, gen_THWC, fps)),
         ref=temporal(ref_THWC),
         gen=temporal(gen_THWC),
+        drift=drift(gen_THWC),
+        identity=identity(gen_THWC),
+        adherence=adheres,
+        learned=learned_figures(learned, gen_THWC, ref_THWC, prompt, notes),
         notes=tuple(notes),
     )
+
+
+def learned_figures(
+    metrics: Sequence["LearnedMetric"],
+    gen_THWC: Frames,
+    wanted_THWC: Frames | None,
+    prompt: str | None,
+    notes: list[str],
+) -> Figures:
+    """What each learned metric says of a case; it also takes the case into its figure of the whole set."""
+    found = {m.name: _try(notes, m.name, lambda m=m: m.of_case(gen_THWC, wanted_THWC, prompt)) for m in metrics}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _try(notes: list[str], name: str, measure: Callable[[], Metric]) -> Metric | None:
@@ -177,10 +223,17 @@ def _try(notes: list[str], name: str, measure: Callable[[], Metric]) -> Metric |
         return None
 
 
-def evaluate_paths(ref_path: str | Path, gen_path: str | Path) -> EvaluationReport:
+def evaluate_paths(
+    ref_path: str | Path,
+    gen_path: str | Path,
+    *,
+    prompts: Mapping[str, str] | None = None,
+    learned: Sequence["LearnedMetric"] = (),
+) -> EvaluationReport:
     """Compare two video files, or two folders whose videos have the same name without suffix.
 
-    Frames are those of the files: with mp4, the codec's loss is a part of the figures. Folders are not searched deeply.
+    `prompts` are by the name without suffix. Frames are those of the files: with mp4, the codec's loss is a part of the
+    figures. Folders are not searched deeply.
     In folders a pair that fails is listed in `failures`. Two files that fail, and folders with nothing in common, raise
     VideoError.
     """
@@ -190,10 +243,12 @@ def evaluate_paths(ref_path: str | Path, gen_path: str | Path) -> EvaluationRepo
             raise VideoError(f"{shown(path)} does not exist: give a video file or a folder of them")
     if ref.is_dir() != gen.is_dir():
         raise VideoError(f"{shown(ref)} and {shown(gen)} are a file and a folder: give two files or two folders")
+    known = prompts or {}
     if not ref.is_dir():
-        return EvaluationReport(rows=(Row(name=gen.stem, report=_evaluate_files(ref, gen)),))
+        alone = _evaluate_files(ref, gen, known.get(gen.stem), learned)
+        return EvaluationReport(rows=(Row(name=gen.stem, report=alone),))
 
-    refs, gens = _videos(ref), _videos(gen)
+    refs, gens = videos_in(ref), videos_in(gen)
     names = [name for name in refs if name in gens]
     if not names:
         raise VideoError(
@@ -204,7 +259,7 @@ def evaluate_paths(ref_path: str | Path, gen_path: str | Path) -> EvaluationRepo
     failures: list[Failure] = []
     for name in names:
         try:
-            rows.append(Row(name=name, report=_evaluate_files(refs[name], gens[name])))
+            rows.append(Row(name=name, report=_evaluate_files(refs[name], gens[name], known.get(name), learned)))
         except SakugaError as error:
             logger.warning("pair failed name=%s code=%s: %s", name, error.code, error.message)
             failures.append(Failure(name=name, code=error.code, message=error.message))
@@ -216,10 +271,11 @@ def evaluate_paths(ref_path: str | Path, gen_path: str | Path) -> EvaluationRepo
     )
 
 
-def _evaluate_files(ref: Path, gen: Path) -> Report:
+def _evaluate_files(ref: Path, gen: Path, prompt: str | None, learned: Sequence["LearnedMetric"]) -> Report:
     from sakuga.media import read_video, video_info  # here, so that arrays can be measured where there is no PIL
 
-    report = evaluate_pair(read_video(ref), read_video(gen), ref_fps := video_info(ref).fps)
+    ref_fps = video_info(ref).fps
+    report = evaluate_pair(read_video(ref), read_video(gen), ref_fps, prompt=prompt, learned=learned)
     gen_fps = video_info(gen).fps
     if math.isclose(ref_fps, gen_fps, rel_tol=0.01):  # 29.97 beside 30 is one rate
         return report
@@ -228,7 +284,7 @@ def _evaluate_files(ref: Path, gen: Path) -> Report:
     return replace(report, notes=(*report.notes, note))
 
 
-def _videos(folder: Path) -> dict[str, Path]:
+def videos_in(folder: Path) -> dict[str, Path]:
     """Videos of a folder by stem, sorted; two with one stem are an error, because either could be meant."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -249,10 +305,6 @@ def _some(videos: Mapping[str, Path]) -> str:
         return "no videos"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(shown(name) for name in names[:3]) + more
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -30,7 +30,7 @@ class Identity:
     min: float
     """The frame that shows least of it."""
     curve: tuple[float, ...]
-    """From the second frame on."""
+    """Frame by frame; the first shows all of itself."""
     coverage: float
     """Mean share of the pixels that could be followed."""
 
@@ -42,7 +42,7 @@ def identity(video_THWC: Frames) -> Identity | None:
     if num_frames < 2 or min(height, width) < FLOW_MIN_SIDE:
         return None
     clip = Clip(video_THWC)
-    curve, coverages = [], []
+    curve, coverages = [1.0], []
     forward_HW2 = back_HW2 = None
     for t in range(1, num_frames):
         # The flow to the frame before is the guess: a long way in small steps, each sought in the pictures again.
@@ -51,7 +51,7 @@ def identity(video_THWC: Frames) -> Identity | None:
         coverages.append(float(seen_HW.mean()))
         curve.append(_similarity(video_THWC[0], video_THWC[t], x_HW, y_HW, seen_HW) * coverages[-1])
     return Identity(
-        mean=float(np.mean(curve)), min=min(curve), curve=tuple(curve), coverage=float(np.mean(coverages))
+        mean=float(np.mean(curve[1:])), min=min(curve), curve=tuple(curve), coverage=float(np.mean(coverages))
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from sakuga.api.body import Sent, read_body
 from sakuga.api.deps import ApiDeps, Deps
 from sakuga.api.documents import ERRORS, Scratch
 from sakuga.api.lora_files import named, with_files
-from sakuga.api.schema import PROFILE_BODY
+from sakuga.api.schema import PROFILE_BODY, ROLLBACK_BODY
 from sakuga.engine.resolve import resolve
 from sakuga.errors import (
     InputError,
@@ -29,6 +29,8 @@ from sakuga.errors import (
     ModelError,
     NotFoundError,
     ProfileError,
+    RecipeError,
+    did_you_mean,
     shown,
 )
 from sakuga.jobstore import AuditTally, ProfileEntry
@@ -169,6 +171,19 @@ def activate(deps: Deps, profile: Name) -> Profile:
 def retire(deps: Deps, profile: Name) -> Profile:
     """Offer this version, by its id, no longer; the one that it replaced is offered again."""
     return _shown(deps.stores.profiles.retire(profile), deps.stores.audits.tally())
+
+
+@router.post("/{profile}/rollback", openapi_extra=ROLLBACK_BODY, dependencies=[ADMIN])
+async def roll_back(request: Request, deps: Deps, folder: Scratch, profile: Name) -> Profile:
+    """Take this version, by its id, back for what a gate found; the one that it replaced is offered again."""
+    sent = await read_body(request, folder, ())
+    unknown = [name for name in sent.fields if name not in ("faults", "figures", "gate")]
+    if unknown:
+        raise RecipeError(
+            f"no such field: {shown(unknown[0])}{did_you_mean(unknown[0], ('faults', 'figures', 'gate'))}"
+        )
+    entry = await run_in_threadpool(deps.stores.profiles.retire, profile, "rolled_back", dict(sent.fields))
+    return _shown(entry, deps.stores.audits.tally())
 
 
 def _check(deps: ApiDeps, owner: str, profile: SpeedProfile, fields: Mapping[str, object], folder: Path) -> None:

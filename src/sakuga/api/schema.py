@@ -85,4 +85,7 @@ PROFILE_BODY = _body(
         "name", "model", "width", "height", "num_frames", "fields", "reference", "bars", "measured",
     )
 )  # fmt: skip
+ROLLBACK_BODY = _body(
+    json=_object({"faults": {"type": "array", "items": TEXT}, "figures": _OBJECT, "gate": TEXT}, "faults")
+)
 BATCH_BODY = _body(form=_object({"file": FILE}, "file"), lines=TEXT)

@@ -20,6 +20,7 @@ from sakuga.cli.lora import lora_app
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.prepare import prepare
+from sakuga.cli.promote import promote, recheck
 from sakuga.cli.rate import rate
 from sakuga.cli.render import render
 from sakuga.cli.serve import serve
@@ -67,6 +68,8 @@ for command in (submit, jobs, watch, cancel, download, logs):
 app.command()(synth)
 app.command()(prepare)
 app.command()(train)
+app.command()(promote)
+app.command()(recheck)
 app.command()(evaluate)
 app.command()(rate)
 app.command()(estimate)

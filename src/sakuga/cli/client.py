@@ -92,6 +92,10 @@ class Farm:
             raise self._no_farm()
         return found
 
+    def roll_back(self, profile_id: str, why: Mapping[str, object]) -> dict[str, object]:
+        """Take a version of a profile back for what a gate found. Raises FarmError."""
+        return self.ask("POST", f"/profiles/{profile_id}/rollback", why)
+
     def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
         """One request below /v1, answered with a JSON object. Raises FarmError."""
         import httpx

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sakuga.engine.resolve import located
 from sakuga.errors import ProfileError, shown
-from sakuga.media import write_json_atomic
+from sakuga.media import write_json_atomic, write_mp4
 from sakuga.recipe.request import LoraRequest, parse_request
 from sakuga.tuning.gate import Gate, Verdict, judge
 from sakuga.tuning.profiles import PROFILE_FIELDS, SpeedProfile
@@ -88,7 +88,24 @@ def pass_gate(
         store=RenderStore(folder.renders), weights=sweep.weights, device=device, subjective=subjective,
     )  # fmt: skip
     write_json_atomic(gate_folder(folder, gate) / f"{result.id}.json", verdict.as_dict())
+    if any(bar.figure == "weighted_total" for bar in gate.limits):
+        _write_pairs(folder, gate, result, verdict)
     return verdict
+
+
+def rating_folder(folder: SweepFolder, gate: Gate) -> Path:
+    """Where `sakuga rate` finds a gate's renders: one folder for the reference, one for each trial."""
+    return gate_folder(folder, gate) / "rate"
+
+
+def _write_pairs(folder: SweepFolder, gate: Gate, result: TrialResult, verdict: Verdict) -> None:
+    store, out = RenderStore(folder.renders), rating_folder(folder, gate)
+    for row in verdict.rows:
+        for variant, key in (("reference", row.reference_key), (result.id, row.render_key)):
+            path, made = out / variant / f"{row.name}.mp4", store.find(str(key))
+            if made is not None and not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_mp4(path, made.frames_THWC, card(gate.model).fps)
 
 
 def profile_of(

@@ -151,9 +151,9 @@ def _subjective(path: Path, variant: str) -> float:
     """The mean of what raters gave the trial's videos, 0 to 20. Raises InputError."""
     from sakuga.quality.ratings import read_ratings, subjective_by_stem
 
+    if not path.is_file():
+        raise InputError(f"{shown(path)} does not exist; `sakuga rate FOLDER` writes FOLDER/ratings.jsonl")
     scores = subjective_by_stem(read_ratings(path), variant)
-    if not scores:
-        raise InputError(f"{shown(path)} has no rating of {shown(variant)}; rate its folder with `sakuga rate`")
     return sum(scores.values()) / len(scores)
 
 

@@ -17,10 +17,9 @@ from sakuga.cli.output import AsJson, finish
 if TYPE_CHECKING:
     from sakuga.quality import EvaluationReport, SetReport
 
-COLUMNS = (
-    "psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker", "motion", "motion_ratio", "warp_error", "drift", "identity",
-)  # fmt: skip
-WHERE_MEASURED = ("adherence", "lpips", "clip", "subjective", "weighted_total")
+FIDELITY = ("psnr_db", "ssim", "vmaf", "xpsnr_db")
+IN_TIME = ("flicker", "motion", "motion_ratio", "warp_error", "drift", "identity")
+WHERE_MEASURED = {FIDELITY: ("lpips", "clip", "subjective", "weighted_total"), IN_TIME: ("adherence",)}
 """Columns that stand only where a video has the figure."""
 
 
@@ -79,16 +78,7 @@ def _ratings(path: Path, gen: Path) -> dict[str, float]:
 
 
 def _text(pairs: "EvaluationReport", report: "SetReport", total: object) -> Group:
-    means = report.means()
-    columns = [*COLUMNS, *(name for name in WHERE_MEASURED if name in means)]
-    table = Table("video", *columns, box=None, pad_edge=False)
-    for row in report.rows:
-        table.add_row(escape(row.name), *(_figure(row.figures.get(name)) for name in columns))
-    if len(report.rows) > 1:
-        found = [means.get(name) for name in columns]
-        table.add_row("mean", *(_figure(value.mean if value else None) for value in found))
-        halves = [value.high - value.mean if value and value.high is not None else None for value in found]
-        table.add_row("± (95 %)", *(_figure(half) for half in halves))
+    tables = [_table(report, (*columns, *more)) for columns, more in WHERE_MEASURED.items()]  # 80 columns hold each
     notes = [f"{name}: {value:.4g}" for name, value in report.of_set.items()]
     notes += [*report.notes, *(f"{row.name}: {note}" for row in report.rows for note in row.notes)]
     notes += [f"{failure.name}: {failure.code}: {failure.message}" for failure in report.failures]
@@ -96,8 +86,24 @@ def _text(pairs: "EvaluationReport", report: "SetReport", total: object) -> Grou
     notes += [f"only in the generated: {name}" for name in pairs.only_in_gen]
     if total is not None:
         notes.append(f"weighted total: {total:.4f}")
-    return Group(table, *(Text(note) for note in notes))
+    return Group(tables[0], Text(), tables[1], *(Text(note) for note in notes))
+
+
+def _table(report: "SetReport", columns: tuple[str, ...]) -> Table:
+    means = report.means()
+    columns = tuple(name for name in columns if name in means or name in (*FIDELITY, *IN_TIME))
+    table = Table("video", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    for row in report.rows:
+        table.add_row(escape(row.name), *(_figure(row.figures.get(name)) for name in columns))
+    if len(report.rows) > 1:
+        found = [means.get(name) for name in columns]
+        halves = [value.high - value.mean if value and value.high is not None else None for value in found]
+        table.add_row("mean", *(_figure(value.mean if value else None) for value in found))
+        table.add_row("± (95 %)", *(_figure(half) for half in halves))
+    return table
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 10 else f"{value:.2f}"

@@ -63,11 +63,11 @@ def rate(
 
 def _text(found: "RatingSummary") -> Group:
     questions = list(next(iter(found.variants.values())).questions)
-    table = Table("variant", *questions, "sum of 20", "won", "even", "lost", box=None, pad_edge=False)
+    table = Table("variant", *questions, "of 20", "won/even/lost", box=None, pad_edge=False)
     for name, said in found.variants.items():
         means = [_mean(said.questions[question]) for question in questions]
-        counts = (str(said.wins), str(said.ties), str(said.losses))
-        table.add_row(escape(name), *means, _mean(said.subjective), *counts)
+        counts = f"{said.wins}/{said.ties}/{said.losses}"
+        table.add_row(escape(name), *means, _mean(said.subjective), counts)
     agreement = ", ".join(
         f"{question} {'not defined' if alpha is None else f'{alpha:.2f}'}"
         for question, alpha in found.agreement.items()
@@ -77,4 +77,4 @@ def _text(found: "RatingSummary") -> Group:
 
 
 def _mean(value: "Interval") -> str:
-    return f"{value.mean:.2f}" + ("" if value.high is None else f" ± {value.high - value.mean:.2f}")
+    return f"{value.mean:.1f}" + ("" if value.high is None else f" ±{value.high - value.mean:.1f}")

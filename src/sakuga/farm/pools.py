@@ -16,6 +16,7 @@ from sakuga.farm.ranks import RankSpec
 from sakuga.farm.store_actor import connect
 from sakuga.jobstore import Stores
 from sakuga.parallel.plan import ParallelPlan
+from sakuga.tuning.audit import NUM_PASSED, AuditRules
 from sakuga.wan.catalogue import card
 from sakuga.wan.memory import MemoryPlan
 
@@ -137,6 +138,26 @@ class PoolArgs(Strict):
         )  # fmt: skip
 
 
+class AuditArgs(Strict):
+    """How promoted profiles are watched; also Serve's `user_config` of `auditor` and `api`, for a farm that runs."""
+
+    enabled: bool = True
+    share_max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of a profile's renders at most so many are audited, whatever it asks for."""
+    max_running: Annotated[int, Field(ge=0)] = 0
+    """Renders of a model that may run when a reference is begun; nothing may wait. 0: all its lanes are idle."""
+    num_passed: Annotated[int, Field(ge=1)] = NUM_PASSED
+    """Audits in a row after which a version in canary is for all requests."""
+    poll_s: Annotated[float, Field(gt=0)] = 5.0
+
+    @property
+    def share(self) -> float:
+        return self.share_max if self.enabled else 0.0
+
+    def rules(self) -> AuditRules:
+        return AuditRules(is_on=self.enabled, max_running=self.max_running, num_passed=self.num_passed)
+
+
 class FarmArgs(Strict):
     """A farm: where its jobs and videos are kept, and what it serves."""
 
@@ -150,6 +171,7 @@ class FarmArgs(Strict):
     """Where webhooks may go although it is not public, such as http://app.internal:8080."""
     lease_s: Annotated[float, Field(gt=0)] = 30.0
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
+    audits: AuditArgs = AuditArgs()
 
     def stores(self) -> Stores:
         """The job store of this cluster."""

@@ -16,9 +16,10 @@ from sakuga.api import ApiDeps, create_app
 from sakuga.api.guarded import AddressGuard
 from sakuga.api.webhooks import WebhookSender
 from sakuga.cost import DeviceSpec
+from sakuga.farm.auditing import AuditorReplica
 from sakuga.farm.autoscaling import BacklogPolicy
 from sakuga.farm.bundles import lane_placement
-from sakuga.farm.pools import FarmArgs, PoolArgs, StageArgs
+from sakuga.farm.pools import AuditArgs, FarmArgs, PoolArgs, StageArgs
 from sakuga.farm.replica import LANE_GRACE_S, LaneReplica
 from sakuga.farm.stages import StageReplica
 from sakuga.parallel.plan import ParallelPlan
@@ -32,22 +33,32 @@ HEALTH_S = 2.0
 def build(args: FarmArgs) -> serve.Application:
     """All deployments, bound."""
     lanes = {pool.model: _lanes(args, pool) for pool in args.pools}
+    knobs = args.audits.model_dump()
+    auditor = serve.deployment(
+        name="auditor",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0.1},
+        user_config=knobs,
+        health_check_period_s=HEALTH_S,
+        graceful_shutdown_timeout_s=10,
+    )
     api = serve.deployment(
         name="api",
         num_replicas=1,
         max_ongoing_requests=200,
         ray_actor_options={"num_cpus": 0.5},
+        user_config=knobs,
         health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=10,
     )
-    return api(serve.ingress()(Api)).bind(args, lanes)
+    return api(serve.ingress()(Api)).bind(args, lanes, auditor(AuditorReplica).bind(args))
 
 
 class Api:
-    """The HTTP side, and the sender of webhooks. Holds the lanes' handles, which makes them part of the application."""
+    """The HTTP side, and the sender of webhooks. The others' handles make them part of the application."""
 
-    def __init__(self, farm: FarmArgs, lanes: dict[str, DeploymentHandle]) -> None:
-        self._farm, self._lanes = farm, lanes
+    def __init__(self, farm: FarmArgs, lanes: dict[str, DeploymentHandle], auditor: DeploymentHandle) -> None:
+        self._farm, self._others, self._audits = farm, (lanes, auditor), farm.audits
         self._stores, self._guard = farm.stores(), AddressGuard(trusted_origins=farm.trusted_origins)
         self._sender = WebhookSender(self._stores.webhooks, self._guard)
         self._sender.start()
@@ -62,8 +73,13 @@ class Api:
                 guard=self._guard,
                 settings=farm.api,
                 scratch=Path(tempfile.mkdtemp(prefix="sakuga-api-")),
+                audit_share=lambda: self._audits.share,
             )
         )
+
+    def reconfigure(self, config: dict[str, object]) -> None:
+        """Serve's `user_config`, at the start and whenever it is deployed anew."""
+        self._audits = AuditArgs.model_validate(config)
 
     def __del__(self) -> None:
         if hasattr(self, "_sender"):

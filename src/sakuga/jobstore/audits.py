@@ -14,8 +14,6 @@ from sakuga.jobstore.schema import FAILED, GONE, OPEN_AUDIT, PASSED, PENDING, RE
 from sakuga.jobstore.store import JobStore
 from sakuga.jobstore.values import Audit, AuditTally
 
-ENDED = (PASSED, FAILED, GONE)
-
 
 class Audits:
     """The audits of all profiles."""
@@ -25,23 +23,21 @@ class Audits:
 
     def open(self, limit: int = 100) -> Sequence[Audit]:
         """Those that have not ended, the oldest first."""
-        return self._found(audits.c.state.in_(OPEN_AUDIT), limit)
-
-    def leftovers(self, limit: int = 100) -> Sequence[Audit]:
-        """Those that have ended and whose reference is still there."""
-        return self._found(audits.c.state.in_(ENDED) & audits.c.reference_id.is_not(None), limit)
-
-    def _found(self, condition, limit: int) -> Sequence[Audit]:
-        wanted = select(audits).where(condition).order_by(audits.c.created_at, audits.c.id).limit(limit)
+        wanted = select(audits).where(audits.c.state.in_(OPEN_AUDIT)).order_by(audits.c.created_at, audits.c.id)
         with self._database.reading() as connection:
-            return [_audit(row) for row in connection.execute(wanted)]
+            return [_audit(row) for row in connection.execute(wanted.limit(limit))]
+
+    def references(self) -> frozenset[str]:
+        """Jobs that open audits wait for."""
+        wanted = select(audits.c.reference_id).where(audits.c.state.in_(OPEN_AUDIT), audits.c.reference_id.is_not(None))
+        with self._database.reading() as connection:
+            return frozenset(connection.execute(wanted).scalars())
 
     def began(self, audit_id: str, reference_id: str) -> None:
-        """The job that renders its reference; noted also for an audit that has ended since, so that it is removed."""
-        mine = update(audits).where(audits.c.id == audit_id)
+        """The job that renders its reference; of an audit that has ended nothing is noted."""
+        mine = (audits.c.id == audit_id, audits.c.state == PENDING)
         with self._database.writing() as connection:
-            connection.execute(mine.values(reference_id=reference_id))
-            connection.execute(mine.where(audits.c.state == PENDING).values(state=RENDERING))
+            connection.execute(update(audits).where(*mine).values(reference_id=reference_id, state=RENDERING))
 
     def ended(self, audit_id: str, passed: bool, figures: Mapping[str, float], faults: Sequence[str]) -> None:
         """For good; one that has ended before stays as it is."""
@@ -63,11 +59,6 @@ class Audits:
         if not connection.execute(update(audits).where(*mine).values(**ended)).rowcount:
             return None
         return connection.execute(select(audits).where(audits.c.id == audit_id)).one()
-
-    def cleared(self, audit_id: str) -> None:
-        """Its reference has been removed."""
-        with self._database.writing() as connection:
-            connection.execute(update(audits).where(audits.c.id == audit_id).values(reference_id=None))
 
     def verdicts(self, profile_id: str, since: float, limit: int) -> Sequence[Audit]:
         """The last that passed or failed since then, the newest first."""

@@ -70,8 +70,7 @@ def purge(connection: Connection, now: float, limit: int) -> None:
     connection.execute(delete(idempotency).where(idempotency.c.created_at <= now - IDEMPOTENCY_S))
     old = now - TOMBSTONE_S
     connection.execute(delete(deliveries).where(deliveries.c.state != "pending", deliveries.c.created_at <= old))
-    unjudged = and_(audits.c.state == GONE, audits.c.reference_id.is_(None), audits.c.ended_at <= old)
-    connection.execute(delete(audits).where(unjudged))
+    connection.execute(delete(audits).where(audits.c.state == GONE, audits.c.ended_at <= old))
     gone = select(jobs.c.id, jobs.c.render_id).where(
         jobs.c.is_deleted.is_(True), jobs.c.state.in_(ENDED), jobs.c.finished_at <= old
     )

@@ -287,7 +287,7 @@ audits = Table(
     Column("job_id", String(40), nullable=False, index=True),  # the video that a user asked for
     Column("render_key", String(64), nullable=False),
     Column("reference", JSON, nullable=False),  # the `NewJob` that renders it the reference way; emptied at the end
-    Column("reference_id", String(40)),  # its job, until that is removed
+    Column("reference_id", String(40)),  # its job
     Column("state", String(10), nullable=False),  # pending, rendering, passed, failed, gone
     Column("figures", JSON, nullable=False),
     Column("faults", JSON, nullable=False),  # sentences

@@ -280,7 +280,7 @@ class Audit:
     reference: Mapping[str, object]
     """The fields of a `NewJob`; empty when the audit has ended."""
     reference_id: str | None
-    """Its job, as long as there is one."""
+    """Its job."""
     state: str
     """pending, rendering; then passed, failed or gone."""
     created_at: float

@@ -2,6 +2,7 @@
 
     OUT/NAME/sweep.json             the checked sweep
     OUT/NAME/trials/ID/result.json  of each trial that has ended; with lora.safetensors of a training trial
+    OUT/NAME/trials/ID/curve.jsonl  what it reported on its way; state/ has what one under way needs to go on
     OUT/NAME/cases/                 pictures and targets of the evaluation
     OUT/NAME/renders/KEY.mkv, .json what was rendered, by render key, so that nothing is rendered twice
     OUT/NAME/results.json, report.html, tensorboard/, optuna.sqlite, ray/
@@ -24,6 +25,7 @@ from sakuga.tuning.space import Point, words
 from sakuga.tuning.sweepfile import Sweep, parse_sweep
 
 RESULT = "result.json"
+CURVE = "curve.jsonl"
 DONE, STOPPED, FAILED, REFUSED = "done", "stopped", "failed", "refused"
 STATES = (DONE, STOPPED, FAILED, REFUSED)
 
@@ -151,6 +153,19 @@ class SweepFolder:
             except ValueError as error:
                 raise SweepError(f"result of trial {trial_id} is damaged ({error}); remove it and resume") from error
         return None
+
+    def add_to_curve(self, trial_id: str, line: Mapping[str, object]) -> None:
+        """What a trial reports: its share, tokens and figures."""
+        path = self.trial(trial_id) / CURVE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def curve(self, trial_id: str) -> list[dict[str, object]]:
+        """What was added; without a line that a dying process has left half written."""
+        path = self.trial(trial_id) / CURVE
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def results(self) -> Sequence[TrialResult]:
         """All trials that have ended, in the order in which they did."""

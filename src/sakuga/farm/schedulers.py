@@ -1,0 +1,82 @@
+"""Tune's schedulers for the trials of a sweep: which go on, and with which rate.
+
+Time is counted in tokens, which clips of any length have alike. Tune forgets the rungs of successive halving when a
+driver dies; here they follow from what ended trials have reported.
+
+Run: pytest tests/ray/test_tune.py
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.utils import flatten_dict
+
+from sakuga.tuning.space import Choice
+from sakuga.tuning.sweepfile import Sweep
+from sakuga.tuning.trials import SweepFolder
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+TRIAL = "trial"
+"""Of Tune's settings: which trial it is."""
+HELD_OUT = "figures/heldout_loss"
+"""As Tune names what executors report."""
+
+
+def scheduler_of(sweep: Sweep, folder: SweepFolder) -> TrialScheduler:
+    """With what ended trials have shown."""
+    chosen, tokens = sweep.scheduler, sweep.budget.tokens or 1
+    if chosen.name == "asha":
+        halving = ASHAScheduler(
+            time_attr="tokens",
+            metric=HELD_OUT,
+            mode="min",
+            max_t=tokens,
+            grace_period=max(1, int(chosen.grace * tokens)),
+            reduction_factor=chosen.reduction_factor,
+        )
+        _replay(halving, folder)
+        return halving
+    if chosen.name == "pbt":
+        return PopulationBasedTraining(
+            time_attr="tokens",
+            metric=HELD_OUT,
+            mode="min",
+            perturbation_interval=max(1, int(chosen.interval * tokens)),
+            hyperparam_mutations={TRIAL: {"point": {"lr": _mutation(sweep)}}},
+            custom_explore_fn=functools.partial(_within, sweep.parameters["lr"].ends()),
+            require_attrs=False,
+        )
+    return FIFOScheduler()
+
+
+def _mutation(sweep: Sweep) -> object:
+    parameter = sweep.parameters["lr"]
+    if isinstance(parameter, Choice):
+        return list(parameter.values)
+    return (tune.loguniform if parameter.log else tune.uniform)(parameter.low, parameter.high)
+
+
+def _within(ends: Sequence[object], config: dict) -> dict:
+    """A changed rate stays between the ends of the space."""
+    rates = cast("Sequence[float]", ends)
+    config[TRIAL]["point"]["lr"] = min(max(config[TRIAL]["point"]["lr"], min(rates)), max(rates))
+    return config
+
+
+def _replay(scheduler: ASHAScheduler, folder: SweepFolder) -> None:
+    """The rungs as they were: Tune does not keep them when a driver dies."""
+    controller = cast("TuneController", None)  # which it does not ask
+    for result in folder.results():
+        stand_in = cast("Trial", SimpleNamespace(trial_id=result.id))
+        scheduler.on_trial_add(controller, stand_in)
+        for line in folder.curve(result.id):
+            scheduler.on_trial_result(controller, stand_in, flatten_dict(line))

@@ -16,6 +16,7 @@ from sakuga.cli.doctor import doctor
 from sakuga.cli.estimate import estimate
 from sakuga.cli.evaluate import evaluate
 from sakuga.cli.jobs import cancel, download, jobs, logs, submit, watch
+from sakuga.cli.loop import loop
 from sakuga.cli.lora import lora_app
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
@@ -60,6 +61,7 @@ def root(
 
 
 app.command()(demo)
+app.command()(loop)
 app.command()(render)
 app.command()(bulk)
 app.command()(serve)

@@ -4,7 +4,13 @@ The server itself: tests/unit/test_api_rating.py.
 """
 
 import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 
+import httpx
 import numpy as np
 import pytest
 
@@ -18,22 +24,44 @@ def last_json(text: str) -> dict:
     return json.loads(text.rstrip("\n").rsplit("\n", 1)[-1])
 
 
-@pytest.fixture
-def folder(tmp_path, seed):
-    draw = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Two variants of two videos; one that is no video; ratings of others, and damaged ones."""
+    folder, draw = tmp_path_factory.mktemp("drawn"), np.random.default_rng(7)
     for variant in ("base", "lora"):
-        (tmp_path / variant).mkdir()
+        (folder / variant).mkdir()
         for stem in ("jump", "kick"):
-            write_mp4(tmp_path / variant / f"{stem}.mp4", draw.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), 15)
-    return tmp_path
+            write_mp4(folder / variant / f"{stem}.mp4", draw.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), 15)
+    (folder / "bad" / "other").mkdir(parents=True)
+    shutil.copy(folder / "base" / "jump.mp4", folder / "bad" / "other" / "else.mp4")
+    for name in ("broken", "damaged"):
+        for variant in ("x", "y"):
+            (folder / "bad" / name / variant).mkdir(parents=True)
+            shutil.copy(folder / "base" / "jump.mp4", folder / "bad" / name / variant / "a.mp4")
+    (folder / "bad" / "broken" / "x" / "a.mp4").write_text("no video")
+    (folder / "bad" / "damaged" / "ratings.jsonl").write_text("hello\n")
+    scores = {"p": dict.fromkeys(QUESTIONS, 1), "q": dict.fromkeys(QUESTIONS, 1)}
+    other = Rating(rater="a", pair=Pair(stem="s", variants=("p", "q")), left="p", scores=scores, time="t")
+    (folder / "bad" / "r.jsonl").write_text(other.line())
+    return folder
+
+
+@pytest.fixture
+def folder(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / "drawn")
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """What would be served."""
+    """What would be served, and where."""
     found = []
-    monkeypatch.setattr(served, "serve_rating", lambda task, host, port: found.append((task, host, port)))
+    monkeypatch.setattr(served, "serve_rating", lambda task, at: (found.append((task, at.getsockname())), at.close()))
     return found
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return str(found.getsockname()[1])
 
 
 def rate_all(folder, *raters: str) -> None:
@@ -46,21 +74,41 @@ def rate_all(folder, *raters: str) -> None:
 
 
 def test_rate_serves_the_pairs_here_alone(folder, started, capsys):
-    assert cli.run(["rate", str(folder), "--json"]) == 0
-    ((task, host, port),) = started
-    assert (host, port, len(task.pairs), task.file) == ("127.0.0.1", 8020, 2, folder / "ratings.jsonl")
+    assert cli.run(["rate", str(folder), "--port", (port := free_port()), "--json"]) == 0
+    ((task, at),) = started
+    assert (at, len(task.pairs), task.file) == (("127.0.0.1", int(port)), 2, folder / "ratings.jsonl")
     assert last_json(capsys.readouterr().out) == {
-        "url": "http://127.0.0.1:8020/", "num_pairs": 2, "ratings": str(folder / "ratings.jsonl"),
+        "url": f"http://127.0.0.1:{port}/", "num_pairs": 2, "ratings": str(folder / "ratings.jsonl"),
     }  # fmt: skip
+
+
+def test_a_port_that_is_taken_is_named_before_an_address_is_printed(folder, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.run(["rate", str(folder), "--port", port]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and f":{port} cannot be listened on" in told.err and "another --port" in told.err
+
+
+def test_it_serves_until_ctrl_c_which_ends_it_well(folder):
+    command = "import sys; from sakuga.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    words = [sys.executable, "-c", command, "rate", str(folder), "--port", free_port(), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        assert httpx.get(url, timeout=30).status_code == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_rate_takes_two_folders_from_anywhere(folder, started, tmp_path_factory, capsys):
     home = tmp_path_factory.mktemp("home")
     words = ["--a", str(folder / "base"), "--b", str(folder / "lora")]
-    assert cli.run(["rate", *words, "--port", "9"]) == 0
-    assert cli.run(["rate", str(home), *words]) == 0
-    assert [task.folder for task, _, _ in started] == [folder, home]
-    assert "http://127.0.0.1:9/" in capsys.readouterr().out
+    for where in ([], [str(home)]):
+        assert cli.run(["rate", *where, *words, "--port", (port := free_port())]) == 0
+        assert f"http://127.0.0.1:{port}/" in capsys.readouterr().out
+    assert [task.folder for task, _ in started] == [folder, home]
 
 
 def test_the_summary_says_means_wins_and_agreement(folder, capsys):
@@ -102,35 +150,21 @@ def test_ratings_bring_the_weighted_total_to_evaluate(folder, capsys):
         (["rate", "{}/base"], "has 0 sub-folders with videos"),
         (["rate", "--a", "{}/base"], "--a and --b go together"),
         (["rate", "--a", "{}/base", "--b", "{}/base"], "two folders have the name"),
-        (["rate", "--a", "{}/base", "--b", "{}/other"], "no video of one of 'base', 'other'"),
+        (["rate", "--a", "{}/base", "--b", "{}/bad/other"], "no video of one of 'base', 'other'"),
         (["rate", "--a", "{}/base", "--b", "{}/nowhere"], "nowhere' does not exist"),
         (["rate", "{}", "--summary"], "no ratings yet"),
-        (["rate", "{}/broken"], "not a video that ffmpeg can read"),
-        (["rate", "{}/damaged"], "line 1, is no rating"),
+        (["rate", "{}/bad/broken"], "not a video that ffmpeg can read"),
+        (["rate", "{}/bad/damaged"], "line 1, is no rating"),
         (["evaluate", "{}/base", "{}/lora", "--ratings", "{}/missing.jsonl"], "missing.jsonl' does not exist"),
-        (["evaluate", "{}/base", "{}/lora", "--ratings", "{}/r.jsonl"], "nobody rated 'lora'"),
-        (["evaluate", "{}/base", "{}/lora", "--ratings", "{}/r.jsonl", "--subjective", "3"], "not both"),
+        (["evaluate", "{}/base", "{}/lora", "--ratings", "{}/bad/r.jsonl"], "nobody rated 'lora'"),
+        (["evaluate", "{}/base", "{}/lora", "--ratings", "{}/bad/r.jsonl", "--subjective", "3"], "not both"),
         (["evaluate", "{}/base", "{}/lora", "--metric", "lpip=x"], "did you mean 'lpips'"),
         (["evaluate", "{}/base", "{}/lora", "--metric", "lpips=x"], "'x' does not exist"),
         (["evaluate", "{}/base", "{}/lora", "--prompts", "{}/none.csv"], "none.csv' cannot be read"),
     ],
 )
-def test_bad_input_is_one_sentence(folder, started, words, said, capsys):
-    (folder / "other").mkdir()
-    write_mp4(folder / "other" / "else.mp4", np.zeros((2, 16, 16, 3), np.uint8), 15)
-    for name in ("broken", "damaged"):
-        for variant in ("x", "y"):
-            (folder / name / variant).mkdir(parents=True)
-            write_mp4(folder / name / variant / "a.mp4", np.zeros((2, 16, 16, 3), np.uint8), 15)
-    (folder / "broken" / "x" / "a.mp4").write_text("no video")
-    (folder / "damaged" / "ratings.jsonl").write_text("hello\n")
-    (folder / "r.jsonl").write_text(
-        Rating(
-            rater="a", pair=Pair(stem="s", variants=("p", "q")), left="p", time="t",
-            scores={"p": dict.fromkeys(QUESTIONS, 1), "q": dict.fromkeys(QUESTIONS, 1)},
-        ).line()
-    )  # fmt: skip
-    assert cli.run([word.replace("{}", str(folder)) for word in words]) in (2, 3)
+def test_bad_input_is_one_sentence(drawn, started, words, said, capsys):
+    assert cli.run([word.replace("{}", str(drawn)) for word in words]) in (2, 3)
     err = capsys.readouterr().err
     assert said in err and len(err.strip().splitlines()) == 1
     assert not started

@@ -2,15 +2,16 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
 from sakuga.errors import InputError, MetricError, WeightsError
-from sakuga.quality.learned import LPIPS_WIDTHS, frechet_distance, load_metric
+from sakuga.quality.learned import LPIPS_WIDTHS, frechet_distance, load_metric, load_metrics
 from sakuga.quality.report import Case, report_on
 
 
@@ -179,6 +180,19 @@ def test_a_metric_that_is_none_is_named(spec, said):
         load_metric(spec)
 
 
+def test_a_metric_twice_is_refused(lpips_file):
+    with pytest.raises(InputError, match="lpips, lpips: give each metric once"):
+        load_metrics([f"lpips={lpips_file}"] * 2)
+
+
+def test_a_metric_that_met_no_case_says_so(lpips_file, clip_folder, seed):
+    learned = load_metrics([f"lpips={lpips_file}", f"clip={clip_folder}"])
+    report = report_on([Case(name="alone", gen=clip(seed))], learned=learned)
+    assert [note.partition(":")[0] for note in report.notes] == ["lpips", "clip"]
+    full = report_on([Case(name="a", gen=clip(seed), reference=clip(seed), prompt="a fairy")], learned=learned)
+    assert full.notes == () and {"lpips", "clip"} <= set(full.rows[0].figures)
+
+
 def test_weights_that_are_not_there_or_not_theirs_are_one_sentence(tmp_path, lpips_weights, clip_folder):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     wrong_shape = lpips_weights | {"lin4.model.1.weight": torch.zeros(1, 9, 1, 1)}
@@ -191,6 +205,11 @@ def test_weights_that_are_not_there_or_not_theirs_are_one_sentence(tmp_path, lpi
     damaged.mkdir()
     (damaged / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
     (damaged / "model.safetensors").write_text("hello")
+    halved = shutil.copytree(clip_folder, tmp_path / "halved")
+    whole = load_file(halved / "model.safetensors")
+    save_file(
+        {key: value for key, value in whole.items() if "text" in key}, halved / "model.safetensors", {"format": "pt"}
+    )
     cases = {
         "lpips=missing.pth": "does not exist",
         "lpips=other.safetensors": r"15 of 15 tensors .*'features.0.weight'",
@@ -201,6 +220,7 @@ def test_weights_that_are_not_there_or_not_theirs_are_one_sentence(tmp_path, lpi
         "clip=missing": "no folder",
         "clip=empty": "no CLIP",
         "clip=damaged": "no CLIP",
+        "clip=halved": "no whole CLIP",
         "fvd=missing.pt": "does not exist",
         "fvd=text.pth": "no TorchScript",
     }

@@ -146,6 +146,27 @@ def test_black_and_white_in_turn_is_the_most_there_is():
     assert measured.warp_error == pytest.approx(1.0, abs=1e-6)
 
 
+def test_one_flash_is_its_share_of_the_frames_that_have_neighbours(seed):
+    """20 levels in one of 5 frames: 3 frames have neighbours, and those beside the flash agree with one of theirs."""
+    flash = np.array([0, 0, 20, 0, 0])[:, None, None, None]
+    assert flicker(rounded(still(seed)[:5] + flash)) == pytest.approx(20 / 255 / 3, rel=0.02)
+
+
+@pytest.mark.parametrize("levels", [4, 12])
+def test_the_warp_error_of_a_step_of_light_is_its_square(levels, seed):
+    """Over a still picture and over a pan, whose own error is far below."""
+    steps = levels * (np.arange(NUM_FRAMES) % 2)[:, None, None, None]
+    for clean in (still(seed), pan(seed, 1.3, -0.6)):
+        assert warp_error(rounded(clean + steps)) == pytest.approx((levels / 255) ** 2, rel=0.1, abs=5e-5)
+
+
+def test_motion_is_that_of_the_moving_part(seed):
+    """A quarter of the frame slides by 2 pixels, the rest stands: 0.5, but for the seams."""
+    video, sliding = still(seed), pan(seed + 1, 2.0, 0.0)
+    video[:, 32:96, 32:96] = sliding[:, :64, :64]
+    assert motion(rounded(video)) == pytest.approx(0.5, rel=0.15)
+
+
 def test_noise_flickers_and_cannot_be_followed(seed):
     noise = np.random.default_rng(seed).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
     measured = temporal(noise)

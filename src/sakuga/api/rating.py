@@ -7,7 +7,9 @@ answers alone, so that a reload, a second tab or a restart goes on where the rat
 Run: pytest tests/unit/test_api_rating.py tests/unit/test_rating_page.py
 """
 
+import contextlib
 import importlib.resources
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from sakuga.api.errors import answer
-from sakuga.errors import ConflictError, NotFoundError, SakugaError, shown
+from sakuga.errors import ConflictError, InputError, NotFoundError, SakugaError, shown
 from sakuga.quality.ratings import (
     HIGHEST,
     LOWEST,
@@ -162,6 +164,18 @@ async def _answer(request: Request, error: Exception) -> Response:
     return answer(request.url.path, error)
 
 
-def serve_rating(task: RatingTask, host: str, port: int) -> None:
-    """Until Ctrl-C."""
-    uvicorn.run(create_rating_app(task), host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+def open_port(host: str, port: int) -> socket.socket:
+    """The port, before a word of it is printed. Raises InputError when it cannot be had."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise InputError(
+            f"{shown(host)}:{port} cannot be listened on ({error.strerror}): take another --port"
+        ) from error
+
+
+def serve_rating(task: RatingTask, listening: socket.socket) -> None:
+    """Until Ctrl-C, which ends it well: every answer is on the disk."""
+    config = uvicorn.Config(create_rating_app(task), log_level="warning", timeout_graceful_shutdown=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])

@@ -51,9 +51,11 @@ def evaluate(
         raise InputError("--subjective and --ratings both say what people gave: give one, not both")
     people = _ratings(ratings, gen) if ratings is not None else {}
     named = read_prompts(prompts) if prompts is not None else {}
+    learned = []
     if metric:
-        from sakuga.quality.learned import load_metric  # torch
-    learned = [load_metric(spec) for spec in metric or ()]
+        from sakuga.quality.learned import load_metrics  # torch, which no other metric needs
+
+        learned = load_metrics(metric)
     pairs = evaluate_paths(ref, gen, prompts=named, learned=learned)
     report = report_of_pairs(pairs, learned=learned, subjective=people)
     payload = pairs.as_dict() | {"set": report.summary()}

@@ -41,24 +41,29 @@ def rate(
         raise InputError("nothing to rate: give a DIR with a sub-folder for each variant, or --a and --b")
     if summary:
         found = summarise(read_ratings(home / RATINGS_FILE))
-        return finish(found.as_dict(), _text(found), as_json)
+        finish(found.as_dict(), _text(found), as_json)
+        return
     videos = find_variants([a, b] if a and b else folders_in(home))
     pairs = pairs_of(videos)
 
-    from sakuga.api.rating import RatingTask, serve_rating
+    from sakuga.api.rating import RatingTask, open_port, serve_rating
     from sakuga.media import check_output_dir, video_info
 
     for path in {videos[variant][pair.stem] for pair in pairs for variant in pair.variants}:
         video_info(path)  # before somebody sits in front of a black square
     task = RatingTask(folder=check_output_dir(home), pairs=pairs, videos=videos)
     read_ratings(task.file)
+    listening = open_port(host, port)
     told = {"url": f"http://{host}:{port}/", "num_pairs": len(pairs), "ratings": str(task.file)}
     if as_json:
         print_json(told)
     else:
         print(f"{len(pairs)} pairs of {', '.join(videos)}: rate them on {told['url']}")
-        print(f"answers go to {task.file}; Ctrl-C ends it, `sakuga rate {home} --summary` says what they come to")
-    return serve_rating(task, host, port)
+        print(
+            f"answers go to {task.file}; Ctrl-C ends it, `sakuga rate {home} --summary` says what they come to",
+            flush=True,
+        )
+    serve_rating(task, listening)
 
 
 def _text(found: "RatingSummary") -> Group:

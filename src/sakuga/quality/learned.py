@@ -1,6 +1,6 @@
 """Learned metrics as plug-ins: each takes weights that lie on this machine, and nothing is ever downloaded.
 
-    metrics = [load_metric("lpips=weights/lpips-alex.safetensors"), load_metric("clip=weights/clip-vit-b-32")]
+    metrics = load_metrics(["lpips=weights/lpips-alex.safetensors", "clip=weights/clip-vit-b-32"])
 
 - `lpips=FILE`: safetensors or pth with torchvision's AlexNet (`features.0.weight`, ...) and `lin0.model.1.weight` to
   `lin4.model.1.weight` of the lpips package; its whole state dict (`net.slice1.0.weight`, ...) is taken, too.
@@ -18,7 +18,7 @@ Shapes: B batch, T frames, H, W, C = 3 (RGB); N videos, D features.     Run: pyt
 import logging
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -88,6 +88,7 @@ class Lpips:
             )
         self._features.load_state_dict({key: weights[f"features.{key}"] for key in self._features.state_dict()})
         self._lin = [weights[key].float() for key in lin]
+        self._num_cases = 0
 
     @torch.inference_mode()
     def of_case(self, gen_THWC: Frames, wanted_THWC: Frames | None, prompt: str | None) -> float | None:
@@ -100,10 +101,11 @@ class Lpips:
             self._distances(gen_THWC[t : t + BATCH_FRAMES], wanted_THWC[t : t + BATCH_FRAMES])
             for t in range(0, len(gen_THWC), BATCH_FRAMES)
         ]
+        self._num_cases += 1
         return float(torch.cat(distances).mean())
 
     def of_set(self) -> tuple[float | None, str | None]:
-        return None, None
+        return None, None if self._num_cases else "lpips: no case could be held against a target or a reference"
 
     def _distances(self, one_THWC: Frames, other_THWC: Frames) -> Tensor:
         total_T = torch.zeros(len(one_THWC))
@@ -135,12 +137,19 @@ class Clip:
         if not path.is_dir():
             raise WeightsError(f"{shown(path)} is no folder: give one with a CLIPModel as transformers saves it")
         try:
-            self._model = CLIPModel.from_pretrained(path, local_files_only=True).eval()
+            loaded = CLIPModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+            model, about = loaded  # ty: ignore[not-iterable] the second value is there when it is asked for
             self._processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise WeightsError(
                 f"{shown(path)} holds no CLIP that transformers can load: {_first_line(error)}"
             ) from error
+        if missing := sorted(about["missing_keys"]):  # transformers would leave them random
+            raise WeightsError(
+                f"{shown(path)} is no whole CLIP: {len(missing)} tensors are missing, first {missing[0]}"
+            )
+        self._model = model.eval()
+        self._num_cases = 0
 
     @torch.inference_mode()
     def of_case(self, gen_THWC: Frames, wanted_THWC: Frames | None, prompt: str | None) -> float | None:
@@ -152,10 +161,11 @@ class Clip:
             inputs = self._processor(text=[prompt], images=frames, return_tensors="pt", truncation=True)
             found = self._model(**inputs)  # both embeddings come with length 1
             cosines.append(found.image_embeds @ found.text_embeds[0])
+        self._num_cases += 1
         return float(torch.cat(cosines).mean())
 
     def of_set(self) -> tuple[float | None, str | None]:
-        return None, None
+        return None, None if self._num_cases else "clip: no case had a prompt"
 
 
 class Fvd:
@@ -209,6 +219,15 @@ def frechet_distance(one_ND: NDArray[np.float64], other_ND: NDArray[np.float64])
 
 
 METRICS: Mapping[str, Callable[[Path], LearnedMetric]] = {"lpips": Lpips, "clip": Clip, "fvd": Fvd}
+
+
+def load_metrics(specs: Iterable[str]) -> list[LearnedMetric]:
+    """One metric for each `NAME=PATH`. Raises InputError for a name twice, whose figures would be one."""
+    metrics = [load_metric(spec) for spec in specs]
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise InputError(f"--metric names {', '.join(names)}: give each metric once")
+    return metrics
 
 
 def load_metric(spec: str) -> LearnedMetric:

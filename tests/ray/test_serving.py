@@ -1,25 +1,32 @@
-"""The farm as users meet it: the official client, real lanes with Wan-mini, and what happens when parts of it die."""
+"""The farm as users meet it: the official client, real lanes with Wan-mini, and what happens when parts of it die.
+
+And what an operator does while it runs: a profile comes, is used, is audited, and is rolled back.
+"""
 
 import os
 import signal
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import OpenAI
 
+from profile_cases import speed_profile
 from sakuga.cli.client import Farm
 from sakuga.engine import LocalEngine, write_render
 from sakuga.farm.cluster import free_ports
 from sakuga.farm.local_farm import LocalFarm
 from sakuga.media.files import sha256_of
 from sakuga.recipe import RenderRecipe
+from sakuga.tuning.figures import parse_bars
 
 pytestmark = pytest.mark.ray
 
 LIMIT_S = 120.0
 CONFIG = {
     "lease_s": 6.0,
+    "audits": {"poll_s": 0.2},
     "pools": [{"model": "wan-mini", "num_threads": 1, "scaling": {"min_lanes": 1, "max_lanes": 1}}],
 }
 SMALL = {"num_frames": "5", "size": "32x32", "guidance_scale": "1", "seed": "7"}
@@ -145,6 +152,33 @@ def test_a_cancelled_job_frees_the_lane(farm, client):
     assert ended(client, follower).status == "completed"
     with pytest.raises(Exception, match="there is no video of it"):
         client.videos.download_content(job.id)
+
+
+def test_a_profile_reaches_the_running_farm_and_is_rolled_back_when_it_does_not_hold(farm):
+    client, bars = Farm(farm.url, farm.api_key), parse_bars({"ref_ssim": {"min": 0.9999}})
+    two_steps = {"num_inference_steps": 2, "guidance_scale": 1.0}  # against six
+    client.promote(speed_profile(fields=two_steps, bars=bars, canary_share=1.0, audit_share=1.0))
+    asked = {"prompt": "A dancer.", "profile": "fast"}
+    for seed in (1, 2):
+        video = client.ask("POST", "/videos", asked | {"seed": seed})
+        assert (video["profile_version"], video["steps"], video["size"]) == (1, 2, "32x32")
+
+    def history() -> list[str]:
+        return [event["type"] for event in client.ask("GET", "/profiles/fast")["events"]]  # ty: ignore
+
+    until(lambda: "rolled_back" in history(), "a rollback")
+    assert history() == ["rolled_back", "audited", "audited", "promoted"]
+    (told,) = client.profiles()
+    assert (told["state"], told["reason"]) == ("retired", "rolled_back")
+    video = client.ask("POST", "/videos", asked | {"seed": 3})
+    assert (video["profile"], video["profile_version"], video["steps"]) == ("fast", None, 6)
+    assert "was rolled back" in str(video["notes"])
+
+    def metrics() -> str:
+        return httpx.get(f"{farm.url}/metrics").text
+
+    assert 'sakuga_profile_rollbacks_total{model="wan-mini",profile="fast"} 1.0' in metrics()
+    until(lambda: 'sakuga_jobs{state="deleted"} 2.0' in metrics(), "the references to go")
 
 
 def test_a_farm_that_is_stopped_in_a_render_goes_on_at_its_next_start(farm, client, data, expected, tmp_path):

@@ -5,6 +5,8 @@ import pytest
 from api_farm import PROFILES, error_of
 from profile_cases import SIZE, speed_profile
 from sakuga.cli.client import Farm
+from sakuga.jobstore import NewAudit, NewJob
+from sakuga.tuning.figures import Bar
 
 
 @pytest.fixture
@@ -91,6 +93,7 @@ def test_what_there_is_not(admin):
         ({"reference": {"loras": ["lora_00"]}}, "there is no LoRA 'lora_00'"),
         ({"fields": {"loras": ["a/b.safetensors"]}}, "loras has a path"),
         ({"fields": {"guidance_scale_2": 2.0}}, "wan-mini has one"),
+        ({"bars": (Bar(figure="seconds", maximum=1.0),)}, "no figure that an audit can measure"),
     ],
 )
 def test_what_no_lane_could_render_is_refused(admin, changes, told):
@@ -110,3 +113,28 @@ def test_what_no_lane_could_render_is_refused(admin, changes, told):
 def test_what_is_no_profile_is_refused(admin, changes, code):
     answer = admin.post("/v1/profiles", json=speed_profile().as_dict() | changes)
     assert answer.status_code == 400 and error_of(answer)["code"] == code, answer.text
+
+
+def test_prometheus_sees_audits_and_rollbacks(api, admin):
+    entry = promoted(admin, name="watched")
+    for number, passed in enumerate((True, True, False)):
+        job = NewJob(
+            tenant="app", render_key=f"watched-{number}", model="wan-mini", recipe={}, request={}, num_steps=1,
+            work_s=1.0, audit=NewAudit(profile_id=entry["id"], reference={}),
+        )  # fmt: skip
+        api.stores.jobs.submit(job)
+        api.stores.audits.ended(api.stores.audits.open()[0].id, passed, {"ref_ssim": 0.8}, [])
+    api.stores.profiles.retire(entry["id"], "rolled_back")
+    lines = api.anonymous().get("/metrics").text.splitlines()
+    label, counted = 'model="wan-mini",profile="watched"', 'model="wan-mini",passed="{}",profile="watched"'
+    for line in (
+        f"sakuga_profile_audits_total{{{counted.format('true')}}} 2.0",
+        f"sakuga_profile_audits_total{{{counted.format('false')}}} 1.0",
+        f"sakuga_profile_rollbacks_total{{{label}}} 1.0",
+        f'sakuga_profile_state{{{label},state="rolled_back"}} 1.0',
+        f'sakuga_profile_state{{{label},state="active"}} 0.0',
+    ):
+        assert line in lines
+    assert not any(entry["id"] in line for line in lines)
+    (told,) = [each for each in admin.get("/v1/profiles").json()["data"] if each["name"] == "watched"]
+    assert (told["reason"], told["audits"]) == ("rolled_back", {"passed": 2, "failed": 1, "open": 0})

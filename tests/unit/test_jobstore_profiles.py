@@ -89,7 +89,7 @@ def test_the_end_of_a_canary_changes_nothing_else(stores):
     assert states(stores) == [(2, "retired", "by_hand"), (1, "active", None)]
     stores.profiles.retire(first.id)
     assert stores.profiles.current("m") == []
-    assert [entry.version for entry in stores.profiles.newest()] == [2]
+    assert [entry.version for entry in stores.profiles.versions()] == [1, 2]
 
 
 def test_a_version_that_was_ended_by_hand_does_not_come_back_by_itself(stores):

@@ -1,7 +1,10 @@
 """Audits from a pending row to a rollback: real mp4s, a real store, and whatever can come in between."""
 
 import dataclasses
+import functools
 import logging
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +38,14 @@ def picture(shift: int, size: int = 32, num_frames: int = 5) -> np.ndarray:
     return np.repeat(np.stack(frames)[..., None], 3, axis=-1).clip(0, 255).astype(np.uint8)
 
 
+@functools.cache
+def mp4(shift: int, num_frames: int = 5) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_mp4(path, picture(shift, num_frames=num_frames), 15)
+        return path.read_bytes()
+
+
 class Watched:
     """A farm without lanes: this test publishes what it wants to have been rendered."""
 
@@ -54,12 +65,12 @@ class Watched:
         audit = NewAudit(profile_id=profile_id, reference=dataclasses.asdict(reference))
         return self.stores.jobs.submit(dataclasses.replace(JOB, render_key=f"j{self.number}", audit=audit))
 
-    def rendered(self, frames_THWC: np.ndarray) -> None:
-        """What waits first is completed, with this video."""
+    def rendered(self, shift: int = 0, num_frames: int = 5) -> None:
+        """What waits first is completed, with this picture."""
         claim = self.stores.renders.claim(LANE)
         assert claim is not None, "nothing waits"
         path = self.folder / "video.mp4"
-        write_mp4(path, frames_THWC, 15)
+        path.write_bytes(mp4(shift, num_frames))
         stored = self.objects.put(f"{claim.prefix}/video/video.mp4", path)
         artifact = Artifact(prefix=f"{claim.prefix}/video", sha256=stored.sha256, num_bytes=stored.num_bytes)
         assert self.stores.renders.publish(claim, artifact)
@@ -67,9 +78,9 @@ class Watched:
     def audited(self, profile_id: str, shift: int) -> None:
         """A video, its reference, and the verdict."""
         self.submitted(profile_id)
-        self.rendered(picture(shift))
+        self.rendered(shift)
         self.auditor.tick()
-        self.rendered(picture(0))
+        self.rendered()
         self.auditor.tick()
 
     def of_audits(self) -> list:
@@ -141,7 +152,7 @@ def test_who_activates_a_rolled_back_profile_gives_it_a_new_start(farm):
 def test_references_wait_until_nobody_else_wants_the_lanes(farm):
     entry = farm.promoted()
     farm.submitted(entry.id)
-    farm.rendered(picture(0))
+    farm.rendered()
     other = farm.stores.jobs.submit(dataclasses.replace(JOB, render_key="other"))
     farm.auditor.tick()
     assert farm.of_audits() == [], "one waits"
@@ -159,7 +170,7 @@ def test_references_wait_until_nobody_else_wants_the_lanes(farm):
 def test_audits_that_are_switched_off_wait(farm):
     entry = farm.promoted()
     farm.submitted(entry.id)
-    farm.rendered(picture(0))
+    farm.rendered()
     farm.auditor.rules = AuditRules(is_on=False)
     farm.auditor.tick()
     assert farm.of_audits() == [] and len(farm.stores.audits.open()) == 1
@@ -168,7 +179,7 @@ def test_audits_that_are_switched_off_wait(farm):
 def test_what_its_user_deletes_is_not_rendered_again(farm):
     entry = farm.promoted()
     job = farm.submitted(entry.id)
-    farm.rendered(picture(0))
+    farm.rendered()
     farm.auditor.tick()
     (reference,) = farm.of_audits()
     farm.stores.jobs.delete("app", job.id)
@@ -190,7 +201,7 @@ def test_what_cannot_be_judged_any_more_is_gone(farm, end):
             farm.stores.renders.failed(claim, "E_NAN", "x")
             farm.stores.renders.failed(farm.stores.renders.claim(LANE), "E_NAN", "x")
     else:
-        farm.rendered(picture(0))
+        farm.rendered()
         farm.auditor.tick()
         if end == "retired":
             farm.stores.profiles.retire(entry.id)
@@ -206,7 +217,7 @@ def test_what_cannot_be_judged_any_more_is_gone(farm, end):
 def test_a_crash_after_the_submission_makes_no_second_reference(farm, monkeypatch):
     entry = farm.promoted()
     farm.submitted(entry.id)
-    farm.rendered(picture(0))
+    farm.rendered()
 
     def crash(*_):
         raise KeyboardInterrupt
@@ -217,7 +228,7 @@ def test_a_crash_after_the_submission_makes_no_second_reference(farm, monkeypatc
             farm.auditor.tick()
     (reference,) = farm.of_audits()
     farm.auditor.rules = AuditRules(max_running=1)
-    farm.rendered(picture(0))
+    farm.rendered()
     Auditor(stores=farm.stores, objects=farm.objects).tick()
     assert [audit.reference_id for audit in farm.stores.audits.open()] == [reference.id]
     farm.auditor.tick()
@@ -238,9 +249,9 @@ def test_a_crash_before_the_verdict_changes_nothing(farm, monkeypatch):
 def test_while_storage_is_away_an_audit_waits(farm, monkeypatch):
     entry = farm.promoted()
     farm.submitted(entry.id)
-    farm.rendered(picture(0))
+    farm.rendered()
     farm.auditor.tick()
-    farm.rendered(picture(0))
+    farm.rendered()
 
     def away(*_):
         raise StorageError("storage is away")
@@ -256,9 +267,9 @@ def test_while_storage_is_away_an_audit_waits(farm, monkeypatch):
 def test_a_video_of_another_length_cannot_be_judged(farm):
     entry = farm.promoted()
     farm.submitted(entry.id)
-    farm.rendered(picture(0, num_frames=9))
+    farm.rendered(num_frames=9)
     farm.auditor.tick()
-    farm.rendered(picture(0))
+    farm.rendered()
     farm.auditor.tick()
     ((state, _, faults),) = farm.ended()
     assert state == "gone" and "9" in faults

@@ -22,7 +22,7 @@ from sakuga.api.documents import sweep
 from sakuga.api.edge import Edge
 from sakuga.api.errors import answer
 from sakuga.api.health import Warmup
-from sakuga.api.metrics import HttpMetrics, QueueMetrics
+from sakuga.api.metrics import HttpMetrics, ProfileMetrics, QueueMetrics
 from sakuga.errors import SakugaError
 
 HANDLED = (SakugaError, HTTPException, RequestValidationError, ClientDisconnect)
@@ -46,6 +46,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
     )
     registry = CollectorRegistry()
     registry.register(QueueMetrics(deps))
+    registry.register(ProfileMetrics(deps))
     registry.register(deps.metrics)
     app.state.deps, app.state.registry, app.state.warmup = deps, registry, Warmup(deps)
     app.add_middleware(Edge, settings=deps.settings, metrics=HttpMetrics(registry))

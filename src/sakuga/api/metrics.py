@@ -3,15 +3,16 @@
 Run: pytest tests/unit/test_api_health.py
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, Metric, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from sakuga.api.deps import ApiDeps
-from sakuga.jobstore import Backlog
+from sakuga.jobstore import AuditTally, Backlog, ProfileEntry
 
 router = APIRouter()
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -63,6 +64,35 @@ class QueueMetrics:
         for state, number in self._deps.stores.jobs.counts().items():
             jobs.add_metric((state,), number)
         yield jobs
+
+
+class ProfileMetrics:
+    """What audits say of promoted profiles, by name; from the store, so that a restart loses nothing."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        self._deps = deps
+
+    def collect(self) -> Iterable[Metric]:
+        tally, versions = self._deps.stores.audits.tally(), defaultdict[tuple[str, str], list[ProfileEntry]](list)
+        for entry in self._deps.stores.profiles.versions():
+            versions[entry.model, entry.name].append(entry)
+        names = ("model", "profile")
+        audits = CounterMetricFamily("sakuga_profile_audits", "Renders held to a reference", labels=(*names, "passed"))
+        state = GaugeMetricFamily("sakuga_profile_state", "1: of the newest version", labels=(*names, "state"))
+        rollbacks = CounterMetricFamily("sakuga_profile_rollbacks", "Versions rolled back", labels=names)
+        gone = self._deps.stores.profiles.num_rollbacks() if versions else {}
+        for key, entries in versions.items():
+            ended = [tally.get(entry.id, AuditTally()) for entry in entries]
+            audits.add_metric((*key, "true"), sum(each.passed for each in ended))
+            audits.add_metric((*key, "false"), sum(each.failed for each in ended))
+            rollbacks.add_metric(key, gone.get(key, 0))
+            for each in ("canary", "active", "rolled_back", "retired"):
+                state.add_metric((*key, each), float(each == _state_of(entries[-1])))
+        yield from (audits, rollbacks, state)
+
+
+def _state_of(entry: ProfileEntry) -> str:
+    return "rolled_back" if entry.reason == "rolled_back" else entry.state
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -37,6 +37,7 @@ from sakuga.jobstore import AuditTally, ProfileEntry
 from sakuga.media import write_mp4
 from sakuga.recipe import parse_request
 from sakuga.recipe.limits import SLUG
+from sakuga.tuning.audit import AUDITED, audited_bars
 from sakuga.tuning.profiles import SpeedProfile
 from sakuga.wan.cards import ModelCard
 
@@ -115,7 +116,8 @@ class ProfileHistory(BaseModel):
 def profiles(deps: Deps) -> ProfilePage:
     """Of all models: what requests can name, and of each name a last version that was rolled back."""
     tally, found = deps.stores.audits.tally(), []
-    rolled_back = [entry for entry in deps.stores.profiles.newest() if entry.reason == "rolled_back"]
+    newest = {(entry.model, entry.name): entry for entry in deps.stores.profiles.versions()}
+    rolled_back = [entry for entry in newest.values() if entry.reason == "rolled_back"]
     for model, served in deps.models.items():
         entries = list(deps.stores.profiles.current(model))
         promoted = {entry.name for entry in entries}
@@ -135,6 +137,11 @@ async def promote(request: Request, deps: Deps, key: Admin, folder: Scratch) -> 
 
 def _promote(deps: ApiDeps, owner: str, sent: Sent, folder: Path) -> Profile:
     profile = SpeedProfile.from_dict(sent.fields)
+    if not audited_bars(profile.bars):
+        raise ProfileError(
+            f"the bars of profile {shown(profile.name)} have no figure that an audit can measure, so its canary would "
+            f"never end; add one of {', '.join(AUDITED)} to the gate"
+        )
     for fields in (profile.fields, profile.reference):
         _check(deps, owner, profile, fields, folder)
     entry = deps.stores.profiles.promote(owner, profile.as_dict(), profile.content_sha256)

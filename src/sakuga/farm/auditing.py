@@ -1,7 +1,7 @@
 """The auditor as a Serve deployment: one thread that looks at promoted profiles every few seconds.
 
 It renders nothing itself: references are jobs that lanes claim. When it dies, Serve makes another one, which goes on
-from the store.     Run: pytest tests/unit/test_auditing.py tests/ray/test_profiles.py
+from the store.     Run: pytest tests/unit/test_auditing.py tests/ray/test_serving.py
 """
 
 import logging

@@ -7,7 +7,7 @@ JSON.     Run: pytest tests/unit/test_jobstore_profiles.py
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sakuga.errors import ConflictError, InputError, NotFoundError, shown
@@ -82,13 +82,11 @@ class ProfileRegistry:
         with self._database.reading() as connection:
             return _entry(_one(connection, profile_id))
 
-    def newest(self) -> Sequence[ProfileEntry]:
-        """Of each name of each model the version that was promoted last, whatever became of it."""
-        key = (profiles.c.model, profiles.c.name)
-        last = select(*key, func.max(profiles.c.version).label("version")).group_by(*key).subquery()
-        same = and_(*(profiles.c[name] == last.c[name] for name in ("model", "name", "version")))
+    def versions(self) -> Sequence[ProfileEntry]:
+        """All of them, whatever became of them, by model, name and version."""
+        wanted = select(profiles).order_by(profiles.c.model, profiles.c.name, profiles.c.version)
         with self._database.reading() as connection:
-            return [_entry(row) for row in connection.execute(select(profiles).join(last, same).order_by(*key))]
+            return [_entry(row) for row in connection.execute(wanted)]
 
     def history(self, name: str) -> Sequence[ProfileEntry]:
         """All versions of that name, of any model, the newest first."""

@@ -123,8 +123,8 @@ class Auditor:
                 logger.exception("audit=%s", audit.id)
                 self.stores.audits.gone(audit.id, "it could not be measured")
         self._remove_references()
-        for model in {entry.model for entry in self.stores.profiles.newest()}:
-            for entry in self.stores.profiles.current(model):
+        for entry in self.stores.profiles.versions():
+            if entry.state != RETIRED:
                 self._decide(entry)
 
     def _advance(self, audit: Audit) -> None:

@@ -17,14 +17,14 @@ def sweep_of(data, **changes):
     return parse_sweep(
         {"name": "t", "kind": "training", "data": str(data), "objectives": ["heldout_loss"],
          "base": {"global_batch_size": 4, "warmup_steps": 1, "base_precision": "fp32"},
-         "space": {"rank": [2, 4]}, "budget": {"tokens": 8 * TOKENS_OF_A_STEP}} | changes
+         "space": {"rank": [2, 4]}, "budget": {"tokens": 2 * TOKENS_OF_A_STEP}} | changes
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    prepared_set(folder)
+    prepared_set(folder, num_test=1)
     return folder
 
 
@@ -37,7 +37,7 @@ def test_trials_of_a_warm_executor(ray_cluster, prepared, tmp_path):
     for result in (first, second):
         lora = load_file(folder.trial(result.id) / result.lora)
         assert {len(value) for name, value in lora.items() if "lora_A" in name} == {result.point["rank"]}
-        assert len(folder.curve(result.id)) == 8
+        assert len(folder.curve(result.id)) == 2
         assert not (folder.trial(result.id) / "state").exists()
 
 
@@ -48,5 +48,5 @@ def test_trials_of_several_workers(ray_cluster, prepared, tmp_path):
     assert run_sweep(sweep, folder).counts == {DONE: 1}
     (result,) = folder.results()
     assert (folder.trial(result.id) / result.lora).is_file()
-    assert [line["share"] for line in folder.curve(result.id)] == [index / 8 for index in range(1, 9)]
+    assert [line["share"] for line in folder.curve(result.id)] == [0.5, 1]
     assert result.figures["heldout_loss"] == folder.curve(result.id)[-1]["figures"]["heldout_loss"]

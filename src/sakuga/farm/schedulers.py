@@ -31,11 +31,30 @@ HELD_OUT = "figures/heldout_loss"
 """As Tune names what executors report."""
 
 
+class _Patient:
+    """Leaves the choice of the next trial to the controller, which waits for executors that are starting.
+
+    Tune's own choice hands the first free executor to a trial whose own is on its way, and ends that one: where a
+    trial is shorter than the start of an executor, there would never be a second one.
+    """
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> None:
+        return None
+
+
+class _InTurn(_Patient, FIFOScheduler):
+    """No trial is stopped."""
+
+
+class _Halving(_Patient, ASHAScheduler):
+    """The worse trials are stopped at each rung."""
+
+
 def scheduler_of(sweep: Sweep, folder: SweepFolder) -> TrialScheduler:
     """With what ended trials have shown."""
     chosen, tokens = sweep.scheduler, sweep.budget.tokens or 1
     if chosen.name == "asha":
-        halving = ASHAScheduler(
+        halving = _Halving(
             time_attr="tokens",
             metric=HELD_OUT,
             mode="min",
@@ -55,7 +74,7 @@ def scheduler_of(sweep: Sweep, folder: SweepFolder) -> TrialScheduler:
             custom_explore_fn=functools.partial(_within, sweep.parameters["lr"].ends()),
             require_attrs=False,
         )
-    return FIFOScheduler()
+    return _InTurn()
 
 
 def _mutation(sweep: Sweep) -> object:

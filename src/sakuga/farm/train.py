@@ -17,7 +17,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, get_device
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.validation_config import ValidationConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -113,7 +114,9 @@ class Workers:
             ) from None
 
 
-def run_training(job: TrainJob, workers: Workers, *, address: str | None = LOCAL) -> TrainResult:
+def run_training(
+    job: TrainJob, workers: Workers, *, address: str | None = LOCAL, callbacks: Sequence[UserCallback] = ()
+) -> TrainResult:
     """Train on a Ray cluster: "local" starts one in this process, None or "auto" takes the one that is there.
 
     A run of the same `job.out` goes on where it stopped, also after this process has died.
@@ -141,7 +144,7 @@ def run_training(job: TrainJob, workers: Workers, *, address: str | None = LOCAL
         if job.device == "cuda":
             check_gpus(workers.minimum, may_grow=address != LOCAL)
         write_run_json(job)
-        result = _fit(job, workers)
+        result = _fit(job, workers, callbacks)
     checkpoint, metrics = result
     files = copy_results(checkpoint, out)
     return TrainResult(
@@ -161,7 +164,7 @@ def _absolute(job: TrainJob) -> TrainJob:
     return dataclasses.replace(job, **{name: path and str(Path(path).resolve()) for name, path in files.items()})
 
 
-def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
+def _fit(job: TrainJob, workers: Workers, callbacks: Sequence[UserCallback]) -> tuple[Path, dict[str, float]]:
     """Ray Train's own call, and what it raises as ours."""
     out = Path(job.out)
     elastic = workers.maximum > workers.minimum
@@ -186,6 +189,7 @@ def _fit(job: TrainJob, workers: Workers) -> tuple[Path, dict[str, float]]:
             storage_path=str(out.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, max_preemption_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            callbacks=list(callbacks),
         ),
         validation_config=validation,
     )

@@ -31,13 +31,17 @@ from sakuga import settings
 from sakuga.errors import ClusterError, SweepError, shown
 from sakuga.farm.executor import RUNNERS, ExecutorPlan, WarmExecutor, state_of
 from sakuga.farm.lock import folder_lock
+from sakuga.farm.nested import run_nested
+from sakuga.farm.prepare import PrepareRequest, prepare
 from sakuga.farm.rows import LOCAL, RAY_FAILURES, check_gpus, check_worker_device, cluster
 from sakuga.farm.schedulers import TRIAL, scheduler_of
 from sakuga.media import write_json_atomic
+from sakuga.training.prepared import INDEX_NAME
 from sakuga.tuning.points import check_points
 from sakuga.tuning.search import Search, Work
 from sakuga.tuning.space import Point
 from sakuga.tuning.sweepfile import Sweep
+from sakuga.tuning.training_runner import check_lengths, is_prepared, lengths, prepared_folder
 from sakuga.tuning.trials import DONE, FAILED, REFUSED, STATES, STOPPED, CaseFigures, SweepFolder, TrialResult
 
 log = logging.getLogger(__name__)
@@ -113,6 +117,8 @@ def run_sweep(
     """
     began = time.monotonic()
     check_points(sweep)
+    if sweep.kind == "training":
+        check_lengths(sweep)
     check_worker_device(sweep.executors.device)
     if settings.in_submitted_job() and not folder.path.is_absolute():
         raise SweepError(
@@ -126,9 +132,11 @@ def run_sweep(
     with folder_lock(folder.path):
         search = Search(sweep, folder)
         known = len(folder.results())
-        with cluster(address, sweep.executors.count, shows_logs=False):
+        with cluster(address, sweep.executors.count * sweep.executors.workers, shows_logs=False):
             if sweep.executors.device == "cuda":
-                check_gpus(sweep.executors.count, may_grow=address != LOCAL)
+                check_gpus(sweep.executors.count * sweep.executors.workers, may_grow=address != LOCAL)
+            if runner is None and sweep.kind == "training":
+                _prepare(sweep, folder)
             plan = ExecutorPlan(
                 sweep=sweep, root=str(folder.path), runner=runner or RUNNERS[sweep.kind], cwd=str(Path.cwd())
             )
@@ -149,18 +157,20 @@ def _fit(plan: ExecutorPlan, search: Search, on_result: OnResult | None) -> None
     is_population = sweep.scheduler.name == "pbt"
     # The members of a population take turns, which Tune's own limit does not know of; the processors limit them.
     cpus = max(executors.cpus, _cluster_cpus() / executors.count) if is_population else executors.cpus
+    resources = {"cpu": cpus, "gpu": 1 if executors.device == "cuda" else 0}
+    trainable = tune.with_parameters(WarmExecutor, plan=plan)
+    if executors.workers > 1:
+        # The trial itself only waits; its workers have what they need.
+        trainable, resources = tune.with_parameters(run_nested, plan=plan), {"cpu": 0.01}
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(WarmExecutor, plan=plan),
-            {"cpu": cpus, "gpu": 1 if executors.device == "cuda" else 0},
-        ),
+        tune.with_resources(trainable, resources),
         param_space={TRIAL: tune.grid_search(book.all_configs())} if is_population else {},
         tune_config=tune.TuneConfig(
             search_alg=None if is_population else _Proposals(book),
             scheduler=scheduler_of(sweep, plan.folder),
             num_samples=1 if is_population else -1,
             max_concurrent_trials=None if is_population else executors.count,
-            reuse_actors=True,
+            reuse_actors=executors.workers == 1,
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
         ),
@@ -188,6 +198,23 @@ def _fit(plan: ExecutorPlan, search: Search, on_result: OnResult | None) -> None
             f"stopped; {ended} trials have ended, `sakuga sweep resume {sweep.name}` goes on with the others"
         )
     book.end_the_rest()
+
+
+def _prepare(sweep: Sweep, folder: SweepFolder) -> None:
+    """The data at each length of the sweep, unless it is there; texts and what is encoded are shared by all."""
+    if is_prepared(sweep):
+        return
+    on_ray = sweep.executors.device == "cuda" or sweep.executors.count > 1
+    for num_frames in lengths(sweep) or (None,):
+        out = prepared_folder(sweep, folder, num_frames)
+        if not (out / INDEX_NAME).is_file():
+            log.info("preparing %s into %s", sweep.data, out)
+            request = PrepareRequest(
+                data=Path(cast("str", sweep.data)), out=out, model=sweep.model, weights=sweep.weights,
+                where=sweep.where, num_frames=num_frames, device=sweep.executors.device,
+                cache=str(folder.prepared / "cache"),
+            )  # fmt: skip
+            prepare(request, num_workers=sweep.executors.count if on_ray else 0)
 
 
 def _cluster_cpus() -> float:

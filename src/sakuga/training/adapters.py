@@ -85,6 +85,16 @@ def add_style(expert: torch.nn.Module, path: Path) -> None:
     activate(expert, [ADAPTER])
 
 
+def remove_lora(expert: torch.nn.Module) -> None:
+    """Take all adapters out; the layers below them are those of before, to the bit."""
+    for name, module in list(expert.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(expert.get_submodule(parent), own, module.get_base_layer())
+    if hasattr(expert, "peft_config"):
+        del expert.peft_config
+
+
 def activate(expert: torch.nn.Module, names: Sequence[str]) -> None:
     """Switch on these adapters and no others; only `ADAPTER` is ever trained."""
     for module in expert.modules():

@@ -6,7 +6,7 @@ Run: pytest tests/unit/test_training_batches.py
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ class Batches:
         self.samples = prepared.of("train")
         if not self.samples:
             raise DataError("the prepared data set has no training sample; see its report.json for what was rejected")
-        self.entry = functools.lru_cache(maxsize=KEPT_ENTRIES)(cache.get)
+        self.entry: Callable[[str, str], dict[str, torch.Tensor]] = functools.lru_cache(maxsize=KEPT_ENTRIES)(cache.get)
         self._phases = Phases.of(config) if config.mode == "distill" else None
         self._gains: torch.Tensor | None = None
         if config.layer_weights:

@@ -3,6 +3,7 @@
     OUT/NAME/sweep.json             the checked sweep
     OUT/NAME/trials/ID/result.json  of each trial that has ended; with lora.safetensors of a training trial
     OUT/NAME/trials/ID/curve.jsonl  what it reported on its way; state/ has what one under way needs to go on
+    OUT/NAME/prepared/FRAMES        the data of a training sweep at each length, with one cache
     OUT/NAME/cases/                 pictures and targets of the evaluation
     OUT/NAME/renders/KEY.mkv, .json what was rendered, by render key, so that nothing is rendered twice
     OUT/NAME/results.json, report.html, tensorboard/, optuna.sqlite, ray/
@@ -100,6 +101,10 @@ class SweepFolder:
     @property
     def cases(self) -> Path:
         return self.path / "cases"
+
+    @property
+    def prepared(self) -> Path:
+        return self.path / "prepared"
 
     @property
     def ray(self) -> Path:

@@ -213,7 +213,7 @@ def _clips(folder: SweepFolder, best: Sequence[TrialResult], chosen: TrialResult
     by_id = {result.id: result for result in [*best, chosen]}
     store, targets = RenderStore(folder.renders), _targets(folder)
     found = []
-    for row in chosen.rows[:SHOWN_CASES]:
+    for row in [each for each in chosen.rows if each.render_key is not None][:SHOWN_CASES]:
         clips = []
         if row.name in targets and Path(targets[row.name]).is_file():
             clips.append(Clip(title="target", note="what it should look like", source=_data(Path(targets[row.name]))))

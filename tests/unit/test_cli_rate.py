@@ -5,12 +5,8 @@ The server itself: tests/unit/test_api_rating.py.
 
 import json
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 
-import httpx
 import numpy as np
 import pytest
 
@@ -88,18 +84,6 @@ def test_a_port_that_is_taken_is_named_before_an_address_is_printed(folder, caps
         assert cli.run(["rate", str(folder), "--port", port]) == 2
     told = capsys.readouterr()
     assert told.out == "" and f":{port} cannot be listened on" in told.err and "another --port" in told.err
-
-
-def test_it_serves_until_ctrl_c_which_ends_it_well(folder):
-    command = "import sys; from sakuga.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    words = [sys.executable, "-c", command, "rate", str(folder), "--port", free_port(), "--json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
-        assert httpx.get(url, timeout=30).status_code == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_rate_takes_two_folders_from_anywhere(folder, started, tmp_path_factory, capsys):

@@ -250,7 +250,7 @@ def subjective_by_stem(ratings: Sequence[Rating], variant: str) -> dict[str, flo
 
 
 def _of_variant(name: str, ratings: Sequence[Rating]) -> VariantSummary:
-    beaten = [_sign(rating.total(name) - rating.total(_other(rating, name))) for rating in ratings]
+    ahead = [2 * rating.total(name) - sum(map(rating.total, rating.pair.variants)) for rating in ratings]
     questions = {}
     for question in QUESTIONS:
         means = _by_stem(ratings, lambda rating, question=question: rating.scores[name][question])
@@ -258,17 +258,8 @@ def _of_variant(name: str, ratings: Sequence[Rating]) -> VariantSummary:
     return VariantSummary(
         questions=questions,
         subjective=interval(list(subjective_by_stem(ratings, name).values())),
-        wins=beaten.count(1), ties=beaten.count(0), losses=beaten.count(-1),
+        wins=sum(by > 0 for by in ahead), ties=ahead.count(0), losses=sum(by < 0 for by in ahead),
     )  # fmt: skip
-
-
-def _other(rating: Rating, name: str) -> str:
-    first, second = rating.pair.variants
-    return second if name == first else first
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _by_stem(ratings: Sequence[Rating], figure: Callable[[Rating], int]) -> dict[str, float]:

@@ -173,6 +173,15 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_only(client, task):
     assert len(read_ratings(task.file)) == 2
 
 
+def test_what_cannot_be_written_is_told_and_can_be_sent_again(client, task):
+    pair = state(client, "anna")["pair"]
+    task.file.mkdir()  # no file can be written there
+    got = answer(client, "anna", pair)
+    assert got.status_code >= 400 and got.json()["code"] in ("E_DATA", "E_OUTPUT")
+    task.file.rmdir()
+    assert answer(client, "anna", pair).json()["done"] == 1
+
+
 def test_a_damaged_file_is_told_and_not_written_to(client, task):
     task.file.write_text("hello\n")
     assert client.get("/state", params={"rater": "anna"}).json()["code"] == "E_DATA"

@@ -122,7 +122,8 @@ def test_ratings_bring_the_weighted_total_to_evaluate(folder, capsys):
     assert mean["subjective"]["mean"] == 18.0
     expected = [18 / 20 * 0.5 + row["psnr_db"] / 50 * 0.25 + row["ssim"] * 0.25 for row in told["rows"]]
     assert mean["weighted_total"]["mean"] == told["weighted_total"] == pytest.approx(np.mean(expected))
-    assert cli.run(["evaluate", *words]) == 0
+    files = [str(folder / "base" / "jump.mp4"), str(folder / "lora" / "jump.mp4")]
+    assert cli.run(["evaluate", *files, *words[2:]]) == 0
     assert "weighted total" in capsys.readouterr().out
 
 

@@ -90,7 +90,8 @@ class Lpips(_ByCase):
         from torchvision.models import alexnet
 
         weights = {re.sub(r"^net\.slice\d\.", "features.", key): value for key, value in _read_weights(path).items()}
-        self._features = alexnet(weights=None).features[: LPIPS_TAPS[-1] + 1].eval().requires_grad_(False)
+        with torch.device("meta"):  # no memory, no random weights
+            self._features = alexnet(weights=None).features[: LPIPS_TAPS[-1] + 1].eval()
         lin = {f"lin{n}.model.1.weight": torch.empty(1, width, 1, 1) for n, width in enumerate(LPIPS_WIDTHS)}
         wanted = {f"features.{key}": value for key, value in self._features.state_dict().items()} | lin
         wrong = [key for key, value in wanted.items() if key not in weights or weights[key].shape != value.shape]
@@ -99,7 +100,8 @@ class Lpips(_ByCase):
                 f"{shown(path)} is no LPIPS of AlexNet: {len(wrong)} of {len(wanted)} tensors are missing or of "
                 f"another shape, first {shown(wrong[0])}; it needs torchvision's alexnet and the lin layers of lpips"
             )
-        self._features.load_state_dict({key: weights[f"features.{key}"] for key in self._features.state_dict()})
+        own = {key: weights[f"features.{key}"].float() for key in self._features.state_dict()}
+        self._features.load_state_dict(own, assign=True)
         self._lin = [weights[key].float() for key in lin]
 
     @torch.inference_mode()

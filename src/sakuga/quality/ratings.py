@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sakuga.errors import DataError, InputError, VideoError, shown
+from sakuga.media.files import output_error
 from sakuga.quality.evaluate import videos_in
 from sakuga.quality.report import Interval, interval
 
@@ -174,14 +175,19 @@ def _rating(path: Path, number: int, line: bytes) -> Rating:
 
 
 def append_rating(path: Path, rating: Rating) -> None:
-    """One more line, on the disk when this returns. What a crash left behind the last newline is cut off first."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        kept = file.read().rfind(b"\n") + 1
-        file.truncate(kept)
-        file.write(rating.line().encode())
-        file.flush()
-        os.fsync(file.fileno())
+    """One more line, on the disk when this returns. What a crash left behind the last newline is cut off first.
+
+    Raises DiskFullError or OutputError.
+    """
+    try:
+        with path.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(rating.line().encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

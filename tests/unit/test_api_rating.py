@@ -1,13 +1,16 @@
 """The rating application: nothing tells variants apart, nothing else is served, nothing is lost or counted twice."""
 
 import json
+import os
 import re
+import signal
 import threading
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from sakuga.api.rating import RatingTask, create_rating_app
+from sakuga.api.rating import RatingTask, create_rating_app, open_port, serve_rating
 from sakuga.quality.ratings import QUESTIONS, find_variants, pairs_of, read_ratings
 
 GOOD = dict.fromkeys(QUESTIONS, 5)
@@ -170,11 +173,36 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_only(client, task):
     assert len(read_ratings(task.file)) == 2
 
 
+def test_what_cannot_be_written_is_told_and_can_be_sent_again(client, task):
+    pair = state(client, "anna")["pair"]
+    task.file.mkdir()  # no file can be written there
+    got = answer(client, "anna", pair)
+    assert got.status_code >= 400 and got.json()["code"] in ("E_DATA", "E_OUTPUT")
+    task.file.rmdir()
+    assert answer(client, "anna", pair).json()["done"] == 1
+
+
 def test_a_damaged_file_is_told_and_not_written_to(client, task):
     task.file.write_text("hello\n")
     assert client.get("/state", params={"rater": "anna"}).json()["code"] == "E_DATA"
     assert answer(client, "anna", task.pairs[0].id).json()["code"] == "E_DATA"
     assert task.file.read_text() == "hello\n"
+
+
+def test_it_serves_until_ctrl_c_which_ends_it_well(task):
+    listening, answers = open_port("127.0.0.1", 0), []
+
+    def rater():
+        try:
+            answers.append(httpx.get(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=30).status_code)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=rater)
+    thread.start()
+    serve_rating(task, listening)
+    thread.join(timeout=30)
+    assert answers == [200]
 
 
 def test_the_page_may_load_nothing_from_elsewhere(client):

@@ -28,7 +28,9 @@ def noisy(video: np.ndarray, spread: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def lpips_weights():
     torch.manual_seed(3)
-    features = {key: value for key, value in alexnet(weights=None).state_dict().items() if key.startswith("features.")}
+    with torch.device("meta"):
+        shapes = {f"features.{key}": value.shape for key, value in alexnet(weights=None).features.state_dict().items()}
+    features = {key: torch.randn(shape) / max(1, shape[1:].numel()) ** 0.5 for key, shape in shapes.items()}
     return features | {f"lin{n}.model.1.weight": torch.rand(1, width, 1, 1) for n, width in enumerate(LPIPS_WIDTHS)}
 
 

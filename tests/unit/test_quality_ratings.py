@@ -1,15 +1,17 @@
 """Answers of raters: pairs and their order, the file after a crash, means, wins and agreement."""
 
+import errno
 import itertools
 import json
 import math
+import os
 
 import krippendorff
 import numpy as np
 import pytest
 import scipy.stats
 
-from sakuga.errors import DataError, InputError, VideoError
+from sakuga.errors import DataError, DiskFullError, InputError, VideoError
 from sakuga.quality.ratings import (
     QUESTIONS,
     Pair,
@@ -140,6 +142,15 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(change, tmp_pa
     path.write_text(good.line() + json.dumps(told) + "\n" + good.line())
     with pytest.raises(DataError, match=r"ratings.jsonl', line 2, is no rating"):
         read_ratings(path)
+
+
+def test_a_disk_that_takes_no_more_is_an_error_with_a_code(tmp_path, monkeypatch):
+    def full(_file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError):
+        append_rating(tmp_path / "ratings.jsonl", rated("anna", "jump", (1,) * 4, (2,) * 4))
 
 
 def test_the_summary_of_known_answers():

@@ -68,16 +68,30 @@ class LearnedMetric(Protocol):
         ...
 
 
-class Lpips:
+class _ByCase:
+    """What metrics with a figure for each case have in common: none for the set, and a remark if they met no case."""
+
+    needs: str
+
+    def __init__(self) -> None:
+        self._num_cases = 0
+
+    def of_set(self) -> tuple[float | None, str | None]:
+        return None, None if self._num_cases else f"no case had {self.needs}"
+
+
+class Lpips(_ByCase):
     """Zhang et al. 2018 with AlexNet: 0 for equal frames; mean over the frames."""
 
-    name = "lpips"
+    name, needs = "lpips", "a target or a reference"
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         from torchvision.models import alexnet
 
         weights = {re.sub(r"^net\.slice\d\.", "features.", key): value for key, value in _read_weights(path).items()}
-        self._features = alexnet(weights=None).features[: LPIPS_TAPS[-1] + 1].eval().requires_grad_(False)
+        with torch.device("meta"):  # no memory, no random weights
+            self._features = alexnet(weights=None).features[: LPIPS_TAPS[-1] + 1].eval()
         lin = {f"lin{n}.model.1.weight": torch.empty(1, width, 1, 1) for n, width in enumerate(LPIPS_WIDTHS)}
         wanted = {f"features.{key}": value for key, value in self._features.state_dict().items()} | lin
         wrong = [key for key, value in wanted.items() if key not in weights or weights[key].shape != value.shape]
@@ -86,9 +100,9 @@ class Lpips:
                 f"{shown(path)} is no LPIPS of AlexNet: {len(wrong)} of {len(wanted)} tensors are missing or of "
                 f"another shape, first {shown(wrong[0])}; it needs torchvision's alexnet and the lin layers of lpips"
             )
-        self._features.load_state_dict({key: weights[f"features.{key}"] for key in self._features.state_dict()})
+        own = {key: weights[f"features.{key}"].float() for key in self._features.state_dict()}
+        self._features.load_state_dict(own, assign=True)
         self._lin = [weights[key].float() for key in lin]
-        self._num_cases = 0
 
     @torch.inference_mode()
     def of_case(self, gen_THWC: Frames, wanted_THWC: Frames | None, prompt: str | None) -> float | None:
@@ -103,9 +117,6 @@ class Lpips:
         ]
         self._num_cases += 1
         return float(torch.cat(distances).mean())
-
-    def of_set(self) -> tuple[float | None, str | None]:
-        return None, None if self._num_cases else "lpips: no case could be held against a target or a reference"
 
     def _distances(self, one_THWC: Frames, other_THWC: Frames) -> Tensor:
         total_T = torch.zeros(len(one_THWC))
@@ -126,12 +137,13 @@ class Lpips:
         return seen
 
 
-class Clip:
+class Clip(_ByCase):
     """Mean cosine of the frames' and the prompt's embeddings, -1 to 1."""
 
-    name = "clip"
+    name, needs = "clip", "a prompt"
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         from transformers import CLIPModel, CLIPProcessor
 
         if not path.is_dir():
@@ -149,7 +161,6 @@ class Clip:
                 f"{shown(path)} is no whole CLIP: {len(missing)} tensors are missing, first {missing[0]}"
             )
         self._model = model.eval()
-        self._num_cases = 0
 
     @torch.inference_mode()
     def of_case(self, gen_THWC: Frames, wanted_THWC: Frames | None, prompt: str | None) -> float | None:
@@ -163,9 +174,6 @@ class Clip:
             cosines.append(found.image_embeds @ found.text_embeds[0])
         self._num_cases += 1
         return float(torch.cat(cosines).mean())
-
-    def of_set(self) -> tuple[float | None, str | None]:
-        return None, None if self._num_cases else "clip: no case had a prompt"
 
 
 class Fvd:
@@ -192,8 +200,8 @@ class Fvd:
     def of_set(self) -> tuple[float | None, str | None]:
         count = len(self._gens)
         if count < 2:
-            return None, f"fvd: {count} videos with a target or a reference, and a distance needs two"
-        few = f"fvd: {count} videos; below {FVD_MIN_VIDEOS} it says more about their number than about them"
+            return None, f"{count} videos with a target or a reference, and a distance needs two"
+        few = f"{count} videos; below {FVD_MIN_VIDEOS} it says more about their number than about them"
         distance = frechet_distance(np.stack(self._gens), np.stack(self._wanted))
         return distance, few if count < FVD_MIN_VIDEOS else None
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sakuga.errors import DataError, InputError, VideoError, shown
+from sakuga.media.files import output_error
 from sakuga.quality.evaluate import videos_in
 from sakuga.quality.report import Interval, interval
 
@@ -174,14 +175,19 @@ def _rating(path: Path, number: int, line: bytes) -> Rating:
 
 
 def append_rating(path: Path, rating: Rating) -> None:
-    """One more line, on the disk when this returns. What a crash left behind the last newline is cut off first."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        kept = file.read().rfind(b"\n") + 1
-        file.truncate(kept)
-        file.write(rating.line().encode())
-        file.flush()
-        os.fsync(file.fileno())
+    """One more line, on the disk when this returns. What a crash left behind the last newline is cut off first.
+
+    Raises DiskFullError or OutputError.
+    """
+    try:
+        with path.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(rating.line().encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +256,7 @@ def subjective_by_stem(ratings: Sequence[Rating], variant: str) -> dict[str, flo
 
 
 def _of_variant(name: str, ratings: Sequence[Rating]) -> VariantSummary:
-    beaten = [_sign(rating.total(name) - rating.total(_other(rating, name))) for rating in ratings]
+    ahead = [2 * rating.total(name) - sum(map(rating.total, rating.pair.variants)) for rating in ratings]
     questions = {}
     for question in QUESTIONS:
         means = _by_stem(ratings, lambda rating, question=question: rating.scores[name][question])
@@ -258,17 +264,8 @@ def _of_variant(name: str, ratings: Sequence[Rating]) -> VariantSummary:
     return VariantSummary(
         questions=questions,
         subjective=interval(list(subjective_by_stem(ratings, name).values())),
-        wins=beaten.count(1), ties=beaten.count(0), losses=beaten.count(-1),
+        wins=sum(by > 0 for by in ahead), ties=ahead.count(0), losses=sum(by < 0 for by in ahead),
     )  # fmt: skip
-
-
-def _other(rating: Rating, name: str) -> str:
-    first, second = rating.pair.variants
-    return second if name == first else first
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _by_stem(ratings: Sequence[Rating], figure: Callable[[Rating], int]) -> dict[str, float]:

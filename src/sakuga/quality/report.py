@@ -183,7 +183,7 @@ def _closed(rows: list[CaseReport], failures: list[Failure], learned: Sequence["
         rows=tuple(rows),
         failures=tuple(failures),
         of_set={name: value for name, (value, _) in whole.items() if value is not None},
-        notes=tuple(note for _, note in whole.values() if note),
+        notes=tuple(f"{name}: {note}" for name, (_, note) in whole.items() if note),
     )
 
 

@@ -26,7 +26,13 @@ def main() -> None:
     args = parser.parse_args()
     facts = machine_facts()
     with tempfile.TemporaryDirectory() as scratch:
-        words = ["loop", "--out", str(args.out or Path(scratch) / "loop"), *(["--quick"] if args.quick else []), "--json"]
+        words = [
+            "loop",
+            "--out",
+            str(args.out or Path(scratch) / "loop"),
+            *(["--quick"] if args.quick else []),
+            "--json",
+        ]
         sakuga = str(Path(sys.executable).with_name("sakuga"))
         run = subprocess.run([sakuga, *words], check=True, stdout=subprocess.PIPE, text=True)
     print_result({"benchmark": "loop", **facts, **json.loads(run.stdout.splitlines()[-1])}, as_json=args.json)

@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from html_tags import Tags  # tests/html_tags.py
 from sakuga.farm.demo.page import Cut, Page, page_html
 from sakuga.farm.demo.show import show
 from sakuga.farm.results import RowResult, summarise, write_results
@@ -18,24 +18,6 @@ from sakuga.media import save_image, write_json_atomic, write_mp4
 
 EVIL = '"><script>document.title = "evil"</script><img src=x onerror=alert(1)> {{7*7}} $title & \x1b[31m'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-class Tags(HTMLParser):
-    """What a browser would see: tags with attributes, and all text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def named(self, name):
-        return [attrs for tag, attrs in self.tags if tag == name]
 
 
 def cut(**more):

@@ -3,12 +3,12 @@
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from html_tags import Tags  # tests/html_tags.py
 from sakuga.errors import SweepError
 from sakuga.media.lossless import write_lossless
 from sakuga.tuning.charts import Mark, front_svg, levels_svg
@@ -56,21 +56,6 @@ def folder(tmp_path):
     made.create(SWEEP)
     _results(made)
     return made
-
-
-class Tags(HTMLParser):
-    """What a browser would see."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def test_the_recommendation_names_the_trial_its_figures_and_what_mattered(folder):

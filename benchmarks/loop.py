@@ -2,7 +2,7 @@
 
     python benchmarks/loop.py --json
 
-`profile.speedup` is the gate's (means over its cases, one process), `request_speedup` that of requests to the farm which
+`profile.speedup` is the gate's (means over its cases, one process), `request_speedup` that of requests to the farm that
 serves the profile, by its receipts. `seconds.total` is what a person waits for.
 """
 

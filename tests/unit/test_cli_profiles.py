@@ -21,7 +21,7 @@ def name(api):
 def sakuga(sakuga, api, tenant, monkeypatch):
     """As an admin."""
     monkeypatch.setenv("SAKUGA_API_KEY", api.key(tenant, scopes=("read", "write", "admin")))
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("sakuga.cli.profiles.age_of", lambda _: "5 s")
     return sakuga
 
 
@@ -40,12 +40,12 @@ def test_the_list_says_how_each_profile_fares(api, sakuga, name):
     code, out, err = sakuga("profiles")
     assert code == 0, err
     assert row(out, name) == (
-        f"{name} 1 canary 10% 32x32, 5 frames standard 2.0x ref_ssim 0.900 0 passed, 0 failed promoted 0 s ago"
+        f"{name} 1 canary 10% 32x32, 5 frames standard 2.0x ref_ssim 0.900 0 passed, 0 failed promoted 5 s ago"
     )
     api.stores.profiles.retire(entry.id, "rolled_back", {"faults": ["ref_ssim is 0.4, at least 0.5 is asked for"]})
     _, out, _ = sakuga("profiles")
     assert " rolled back 32x32" in row(out, name)
-    assert row(out, name).endswith("rolled back 0 s ago: ref_ssim is 0.4, at least 0.5 is asked for")
+    assert row(out, name).endswith("rolled back 5 s ago: ref_ssim is 0.4, at least 0.5 is asked for")
     _, out, _ = sakuga("profiles", "--json")
     (told,) = [each for each in json.loads(out)["data"] if each["name"] == name]
     assert (told["reason"], told["last_event"]["type"]) == ("rolled_back", "rolled_back")
@@ -60,7 +60,7 @@ def test_the_life_of_one_profile(api, sakuga, name):
     assert sakuga("profiles", "retire", name)[1] == f"{name}@2 of wan-mini is retired\n", "the canary first"
     assert sakuga("profiles", "activate", f"{name}@2")[1] == f"{name}@2 of wan-mini is active\n"
     _, out, _ = sakuga("profiles", "show", name)
-    assert "2 active" in row(out.split("version 2 ")[0], f"{name}  2") and "version 1 promoted 0 s ago" in out
+    assert "2 active" in row(out.split("version 2 ")[0], f"{name}  2") and "version 1 promoted 5 s ago" in out
     code, out, _ = sakuga("profiles", "retire", f"{name}@1", "--json")
     assert json.loads(out)["id"] == first.id
     sakuga("profiles", "retire", name)

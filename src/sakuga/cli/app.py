@@ -21,6 +21,7 @@ from sakuga.cli.lora import lora_app
 from sakuga.cli.models import models_app
 from sakuga.cli.output import stdout_console
 from sakuga.cli.prepare import prepare
+from sakuga.cli.profiles import profiles_app
 from sakuga.cli.promote import promote, recheck
 from sakuga.cli.rate import rate
 from sakuga.cli.render import render
@@ -77,5 +78,6 @@ app.command()(rate)
 app.command()(estimate)
 app.add_typer(models_app, name="models")
 app.add_typer(lora_app, name="lora")
+app.add_typer(profiles_app, name="profiles")
 app.add_typer(calibrate_app, name="calibrate")
 app.command()(doctor)

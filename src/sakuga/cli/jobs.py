@@ -49,6 +49,8 @@ def submit(
     seconds: Annotated[str | None, typer.Option(help="Length; the model's own if not given.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     lora: Loras = None,
+    profile: Annotated[str | None, typer.Option(help="One of `sakuga profiles`.")] = None,
+    quality: Annotated[str | None, typer.Option(help="draft, standard or best, instead of a profile.")] = None,
     field: SetFields = None,
     priority: Annotated[str | None, typer.Option(help="interactive, normal or batch.")] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Wanted within so many seconds.")] = None,
@@ -63,8 +65,8 @@ def submit(
     """Ask a farm for a video."""
     farm = Farm(url, api_key)
     given = options.given(prompt=prompt, model=model, seconds=seconds, size=size)
-    ours = options.given(loras=lora and json.dumps(lora), priority=priority, deadline_s=deadline_s,
-                         webhook_url=webhook_url)  # fmt: skip
+    ours = options.given(loras=lora and json.dumps(lora), profile=profile, quality=quality, priority=priority,
+                         deadline_s=deadline_s, webhook_url=webhook_url)  # fmt: skip
     extra = _with_set(ours, field or [], given)
     if out is not None and not watch:
         raise typer.BadParameter("--out needs --watch; without it, `sakuga download` fetches the video later")

@@ -6,8 +6,10 @@ Run: pytest tests/unit/test_cli_profiles.py
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, cast
+from urllib.parse import quote
 
 import typer
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +20,7 @@ from sakuga.errors import ProfileError, shown
 
 Entry = Mapping[str, object]
 Name = Annotated[str, typer.Argument(help="Of the profile.")]
-Version = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="The version that requests get, if none is given.")]
+Version = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="If no version is given, the one in canary.")]
 Model = Annotated[str | None, typer.Option(help="When profiles of several models have this name.")]
 FIGURES = {"ref_ssim": "ref_ssim {:.3f}", "ref_psnr_db": "{:.1f} dB"}
 STYLES = {"active": "green", "canary": "yellow", "rolled back": "red", "retired": "dim"}
@@ -28,9 +30,7 @@ profiles_app = typer.Typer(help="Speed profiles of a farm; without a command, a 
 
 
 @profiles_app.callback(invoke_without_command=True)
-def list_profiles(
-    context: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False
-) -> None:
+def list_profiles(context: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Speed profiles of a farm; without a command, a list of them."""
     if context.invoked_subcommand is not None:
         return
@@ -49,9 +49,8 @@ def show_profile(name: Name, url: Url = None, api_key: ApiKey = None, as_json: A
     versions = cast("Sequence[Entry]", history["data"])
     events = cast("Sequence[Entry]", history["events"])
     table = _table([{**entry, "last_event": _last(entry, events)} for entry in versions])
-    table.caption = "\n".join(f"version {event['version']} {_sentence(event)}" for event in events)
-    table.caption_justify, table.caption_style = "left", ""
-    finish(history, table, as_json)
+    lines = "\n".join(f"version {event['version']} {_sentence(event)}" for event in events)
+    finish(history, Group(table, Text(lines)), as_json)
 
 
 @profiles_app.command("retire")
@@ -78,7 +77,7 @@ def _say(entry: Entry, as_json: bool) -> None:
 
 
 def _history(farm: Farm, name: str) -> Mapping[str, object]:
-    return farm.ask("GET", f"/profiles/{name}")
+    return farm.ask("GET", f"/profiles/{quote(name, safe='')}")
 
 
 def _chosen(farm: Farm, text: str, model: str | None, states: Sequence[str]) -> Entry:

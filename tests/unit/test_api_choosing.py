@@ -15,10 +15,9 @@ from sakuga.api.fields import wish_of
 from sakuga.api.preparing import prepare
 from sakuga.cost import find_device
 from sakuga.errors import ProfileError, RecipeError
-from sakuga.jobstore import NewJob, open_stores
+from sakuga.jobstore import AUDIT_TENANT, NewJob, open_stores
 from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import FolderObjects
-from sakuga.tuning.audit import AUDIT_TENANT
 from sakuga.wan.catalogue import card
 
 WEIGHTS = Path(sakuga.__file__).parent / "wan" / "mini" / "weights"
@@ -62,7 +61,9 @@ def test_a_promoted_profile_reaches_the_next_request(ask):
     recipe = RenderRecipe.from_dict(job.recipe)
     assert told(job) == ("fast", 1, 3)
     assert (recipe.width, recipe.height, recipe.num_frames) == (32, 32, 5), "a size that is left open is the profile's"
-    assert told(ask(profile="fast", num_inference_steps=4)) == ("fast", 1, 4), "what the request says wins"
+    own = ask(profile="fast", num_inference_steps=4, step_cache="teacache:0.1", tiling={})
+    assert told(own) == ("fast", 1, 4), "what the request says wins"
+    assert RenderRecipe.from_dict(own.recipe).guidance_scale == 1.0 and own.recipe["step_cache"]
     with pytest.raises(ProfileError, match="for 32x32 and 5 frames"):
         ask(profile="fast", seconds="1")
     assert ask(profile="fast", num_frames=5, size="32x32").recipe["num_inference_steps"] == 3

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from api_farm import LIMIT_S, lines
+from profile_cases import speed_profile
 from sakuga.api import errors
 from sakuga.errors import SakugaError, StoreError
 
@@ -39,21 +40,26 @@ def config(api, tenant: str) -> str:
     lora, gone = (created("/v1/loras", files={"file": small_lora(rank)}) for rank in (2, 3))
     batch = created("/v1/batches", headers={"content-type": "application/jsonl"}, content=lines(SMALL))
     video, deleted = created("/v1/videos", json=SMALL), created("/v1/videos", json=SMALL)
+    entry = api.stores.profiles.promote(tenant, speed_profile("openapi").as_dict(), "0" * 64)
     while api.stores.jobs.counts().get("queued"):
         api.render()
     return f"""
         [auth.openapi.HTTPBearer]
-        bearer = "{api.key(tenant)}"
+        bearer = "{api.key(tenant, scopes=("read", "write", "admin"))}"
         [parameters]
         video_id = "{video}"
         batch_id = "{batch}"
         lora_id = "{lora}"
+        profile = "{entry.id}"
         [[operations]]
         include-name = "DELETE /v1/videos/{{video_id}}"
         parameters = {{ video_id = "{deleted}" }}
         [[operations]]
         include-name = "DELETE /v1/loras/{{lora_id}}"
         parameters = {{ lora_id = "{gone}" }}
+        [[operations]]
+        include-name = "GET /v1/profiles/{{profile}}"
+        parameters = {{ profile = "openapi" }}
     """
 
 
@@ -68,6 +74,8 @@ def test_requests_made_from_the_document_are_answered_as_it_says(api, tenant, tm
         f"--checks={','.join(CHECKS)}", f"--request-timeout={LIMIT_S}", f"--report-json-path={report}", "--no-color",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=4 * LIMIT_S)
+    for entry in api.stores.profiles.versions():
+        api.stores.profiles.retire(entry.id)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(report.read_text())
     assert told["operations"]["tested"] == told["operations"]["total"] - 1 > 20

@@ -3,7 +3,7 @@
 import pytest
 
 from sakuga.errors import AuthError, NotFoundError, RecipeError
-from sakuga.jobstore import JobStore, open_database
+from sakuga.jobstore import AUDIT_TENANT, JobStore, open_database
 from sakuga.jobstore.keys import START, ApiKeys
 
 
@@ -46,3 +46,8 @@ def test_a_tenant_s_keys(keys):
         keys.revoke("key_0")
     with pytest.raises(RecipeError, match="did you mean 'write'"):
         keys.create("app", scopes=["wrte"])
+
+
+def test_nobody_gets_a_key_of_the_farms_own_tenant(keys):
+    with pytest.raises(RecipeError, match="'sakuga-audit' is the farm's own"):
+        keys.create(AUDIT_TENANT)

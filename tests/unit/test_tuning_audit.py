@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from profile_cases import speed_profile
-from sakuga.errors import StorageError
-from sakuga.jobstore import Artifact, Audit, Lane, NewAudit, NewJob, open_stores
+from sakuga.errors import StorageError, VideoError
+from sakuga.jobstore import AUDIT_TENANT, Artifact, Audit, Lane, NewAudit, NewJob, open_stores
 from sakuga.media import read_video, write_mp4
 from sakuga.quality.figures import figures_of
 from sakuga.storage.objects import FolderObjects
 from sakuga.tuning.audit import (
-    AUDIT_TENANT,
     Auditor,
     AuditRules,
     audited_bars,
@@ -305,6 +304,16 @@ def test_what_the_codec_costs_is_not_held_against_a_profile(tmp_path):
 def test_the_tolerance_covers_what_was_measured(frames_db, mp4_db):
     bar = in_mp4(Bar(figure="ref_psnr_db", minimum=frames_db)).minimum
     assert bar is not None and mp4_db - 2.2 < bar < mp4_db
+
+
+def test_what_a_picture_does_not_have_is_not_held_against_it():
+    still = np.repeat(picture(0, num_frames=1), 5, axis=0)
+    bars = parse_bars({"motion_ratio": {"min": 0.9}, "ref_ssim": {"min": 0.9}})
+    figures, failing = judged(still, still, bars)
+    assert "motion_ratio" not in figures and failing == []
+    assert judged(still, picture(0), bars)[1], "but a video that froze is"
+    with pytest.raises(VideoError, match="none of the bars' figures"):
+        judged(still, still, bars[:1])
 
 
 def test_bars_from_above_are_raised():

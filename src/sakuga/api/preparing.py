@@ -23,12 +23,12 @@ from sakuga.cost import Estimate
 from sakuga.cost.model import CHARS_PER_TOKEN
 from sakuga.engine.resolve import located, resolve
 from sakuga.errors import InputError, NotFoundError, ProfileError, RecipeError, shown
-from sakuga.jobstore import LoraEntry, NewAudit, NewJob
+from sakuga.jobstore import AUDIT_TENANT, LoraEntry, NewAudit, NewJob
 from sakuga.jobstore.ids import new_id
 from sakuga.media import read_video
 from sakuga.recipe import IMAGE_ROLES, MAX_SEED, LoraRequest, RecipeRequest, RenderRecipe, parse_request
 from sakuga.recipe.limits import LIMITS
-from sakuga.tuning.audit import AUDIT_TENANT, reference_job
+from sakuga.tuning.audit import reference_job
 from sakuga.tuning.choice import Choice, is_audited
 from sakuga.wan.cards import ModelCard
 

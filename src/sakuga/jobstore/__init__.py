@@ -15,6 +15,7 @@ from sakuga.jobstore.registries import LoraRegistry
 from sakuga.jobstore.store import JobStore
 from sakuga.jobstore.stores import Stores, open_stores, stores_on
 from sakuga.jobstore.values import (
+    AUDIT_TENANT,
     PRIORITIES,
     Artifact,
     Audit,
@@ -37,6 +38,7 @@ from sakuga.jobstore.values import (
 from sakuga.jobstore.webhooks import Webhooks
 
 __all__ = [
+    "AUDIT_TENANT",
     "PRIORITIES",
     "ApiKey",
     "ApiKeys",

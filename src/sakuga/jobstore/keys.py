@@ -14,6 +14,7 @@ from sakuga.errors import AuthError, NotFoundError, RecipeError, did_you_mean, s
 from sakuga.jobstore.ids import new_id
 from sakuga.jobstore.schema import api_keys
 from sakuga.jobstore.store import JobStore
+from sakuga.jobstore.values import AUDIT_TENANT
 
 SCOPES = ("read", "write", "admin")
 """Look at one's own jobs; submit, cancel and delete them; see and change what belongs to no tenant."""
@@ -50,7 +51,12 @@ class ApiKeys:
         quota_gpu_s: float | None = None,
         expires_at: float | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key and its secret, which cannot be had again. Raises RecipeError for an unknown scope."""
+        """A new key and its secret, which cannot be had again.
+
+        Raises RecipeError for an unknown scope, and for the farm's own tenant.
+        """
+        if tenant == AUDIT_TENANT:
+            raise RecipeError(f"tenant {shown(tenant)} is the farm's own; take another name")
         scopes = tuple(scopes)
         for scope in scopes:
             if scope not in SCOPES:

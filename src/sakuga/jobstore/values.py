@@ -6,6 +6,8 @@ Run: pytest tests/unit/test_jobstore.py
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+AUDIT_TENANT = "sakuga-audit"
+"""The farm's own: reference renders are its jobs, so that no user's quota or turn pays for them."""
 PRIORITIES = {"batch": 0, "normal": 1, "interactive": 2}
 """A higher class always goes first."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sakuga.errors import NotFoundError, SakugaError, VideoError
-from sakuga.jobstore import Audit, Idempotency, Job, NewJob, ProfileEntry, Stores
+from sakuga.jobstore import AUDIT_TENANT, Audit, Idempotency, Job, NewJob, ProfileEntry, Stores
 from sakuga.jobstore.profiles import CANARY, RETIRED, ROLLED_BACK
 from sakuga.media import read_video
 from sakuga.quality.figures import figures_of
@@ -28,8 +28,6 @@ from sakuga.tuning.profiles import SpeedProfile
 
 logger = logging.getLogger(__name__)
 
-AUDIT_TENANT = "sakuga-audit"
-"""Reference renders are its jobs: no user's quota or turn pays for them."""
 AUDITED = ("ref_psnr_db", "ref_ssim", "flicker_ratio", "motion_ratio", "flicker", "motion", "warp_error")
 """Figures whose bars an audit can judge; seconds and likeness to a target are the gate's alone."""
 CODEC_PSNR_DB, CODEC_SSIM = 38.5, 0.965
@@ -87,10 +85,17 @@ def in_mp4(bar: Bar) -> Bar:
 
 
 def judged(gen_THWC: Frames, reference_THWC: Frames, bars: Sequence[Bar]) -> tuple[dict[str, float], list[str]]:
-    """The figures of an audit, and a sentence for each bar that does not hold. Raises VideoError for other sizes."""
+    """The figures of an audit, and a sentence for each bar that does not hold.
+
+    What this picture does not have (the motion of one that stands still, over its reference's) is not held against it.
+    Raises VideoError for videos of other sizes, and when nothing is left to judge.
+    """
     measured = figures_of(gen_THWC, reference_THWC=reference_THWC)
     figures = {name: value for name, value in measured.items() if name in AUDITED}
-    return figures, faults(figures, audited_bars(bars))
+    judging = [bar for bar in audited_bars(bars) if bar.figure in figures]
+    if not judging:
+        raise VideoError("none of the bars' figures can be measured on this picture")
+    return figures, faults(figures, judging)
 
 
 def verdict(state: str, ended: Sequence[Audit], num_passed: int = NUM_PASSED) -> str | None:

@@ -14,7 +14,7 @@ SLICES = 4
 
 
 class FakeRunner:
-    """lr is the loss; rank 13 fails, 14 is refused, 15 ends its process, 16 waits for OUT/go."""
+    """lr is the loss; rank 13 fails, 14 is refused, 15 ends its process, 16 waits for OUT/go, 17 has no end."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder) -> None:
         self.sweep, self.folder = sweep, folder
@@ -35,6 +35,9 @@ class FakeRunner:
             time.sleep(0.05)
         self.done += 1
         self.path.append(self.point.get("lr"))
+        if self.point.get("rank") == 17:
+            time.sleep(0.05)
+            return TrialReport(figures=self._figures(), share=1e-6)
         return TrialReport(figures=self._figures(), share=self.done / SLICES)
 
     def save(self, folder):

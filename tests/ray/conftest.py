@@ -11,14 +11,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local cluster without a dashboard; its workers can import the fakes of this folder."""
+    """A local cluster without a dashboard; its workers can import the fakes of this folder and the one above."""
     import ray
 
     from sakuga import settings
     from sakuga.farm.cluster import LOGICAL_CPUS, OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 
     settings.set_for_libraries(RAY_ENVIRONMENT)
-    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
     ray.init(
         address="local",
         num_cpus=LOGICAL_CPUS,

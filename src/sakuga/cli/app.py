@@ -26,6 +26,7 @@ from sakuga.cli.promote import promote, recheck
 from sakuga.cli.rate import rate
 from sakuga.cli.render import render
 from sakuga.cli.serve import serve
+from sakuga.cli.sweep import sweep_app
 from sakuga.cli.synth import synth
 from sakuga.cli.train import train
 
@@ -71,6 +72,7 @@ for command in (submit, jobs, watch, cancel, download, logs):
 app.command()(synth)
 app.command()(prepare)
 app.command()(train)
+app.add_typer(sweep_app, name="sweep")
 app.command()(promote)
 app.command()(recheck)
 app.command()(evaluate)

@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,14 @@ from sakuga.farm.rows import LOCAL, RAY_FAILURES, check_gpus, check_worker_devic
 from sakuga.farm.schedulers import TRIAL, scheduler_of
 from sakuga.media import write_json_atomic
 from sakuga.training.prepared import INDEX_NAME
+from sakuga.tuning.pareto import best_of, recommended
 from sakuga.tuning.points import check_points
+from sakuga.tuning.report import no_trial, write_report
 from sakuga.tuning.search import Search, Work
 from sakuga.tuning.space import Point
 from sakuga.tuning.sweepfile import Sweep
 from sakuga.tuning.training_runner import check_lengths, is_prepared, lengths, prepared_folder
-from sakuga.tuning.trials import DONE, FAILED, REFUSED, STATES, STOPPED, CaseFigures, SweepFolder, TrialResult
+from sakuga.tuning.trials import FAILED, STATES, STOPPED, CaseFigures, SweepFolder, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ class SweepSummary:
     """Trials by their state."""
     num_new: int
     """That ended in this run."""
+    recommended: str | None
+    """Trial that is near the best in all objectives."""
     best: Mapping[str, Mapping[str, object]]
     """By objective: trial, value, and the point in words."""
     wall_s: float
@@ -91,6 +95,7 @@ class SweepSummary:
             "out": str(self.out),
             "counts": dict(self.counts),
             "num_new": self.num_new,
+            "recommended": self.recommended,
             "best": {name: dict(found) for name, found in self.best.items()},
             "wall_s": round(self.wall_s, 2),
             "trials_per_minute": round(self.trials_per_minute, 2),
@@ -141,14 +146,9 @@ def run_sweep(
                 sweep=sweep, root=str(folder.path), runner=runner or RUNNERS[sweep.kind], cwd=str(Path.cwd())
             )
             _fit(plan, search, on_result)
-        return _summary(sweep, folder, known, time.monotonic() - began)
-
-
-def resume_sweep(
-    folder: SweepFolder, *, address: str | None = LOCAL, on_result: OnResult | None = None, runner: str | None = None
-) -> SweepSummary:
-    """Go on with the sweep of a folder. Raises what `run_sweep` raises, SweepError when there is none."""
-    return run_sweep(folder.sweep(), folder, address=address, on_result=on_result, runner=runner)
+        summary = _summary(sweep, folder, known, time.monotonic() - began)
+        write_report(folder)
+        return summary
 
 
 def _fit(plan: ExecutorPlan, search: Search, on_result: OnResult | None) -> None:
@@ -344,32 +344,20 @@ class _Stop(Stopper):
 
 
 def _summary(sweep: Sweep, folder: SweepFolder, known: int, wall_s: float) -> SweepSummary:
-    """Also written as results.json. Raises SweepError when there is nothing to choose from."""
+    """Also written as results.json. Raises SweepError when no trial can be chosen."""
     results = folder.results()
-    best: dict[str, dict[str, object]] = {}
-    for name, way in sweep.directions.items():
-        found = [each for each in results if each.state == DONE and name in each.figures]
-        if found:
-            chosen = (min if way == "min" else max)(found, key=lambda each, name=name: each.figures[name])
-            best[name] = {"trial": chosen.id, "value": chosen.figures[name], "point": chosen.words}
+    chosen = recommended(results, sweep.objectives)
+    best = {name: found for name in sweep.objectives if (found := best_of(results, name)) is not None}
     counts = {state: sum(each.state == state for each in results) for state in STATES}
     summary = SweepSummary(
         name=sweep.name, out=folder.path, counts={state: n for state, n in counts.items() if n},
-        num_new=len(results) - known, best=best, wall_s=wall_s,
+        num_new=len(results) - known, recommended=None if chosen is None else chosen.id,
+        best={name: {"trial": each.id, "value": each.figures[name], "point": each.words}
+              for name, each in best.items()},
+        wall_s=wall_s,
     )  # fmt: skip
     facts = {**summary.as_dict(), "directions": sweep.directions, "trials": [each.as_dict() for each in results]}
     write_json_atomic(folder.path / "results.json", facts)
-    lacking = [name for name in sweep.objectives if name not in best]
-    if lacking:
-        raise SweepError(f"no trial reported {lacking[0]}: {_why(results)}; mend that, and give the sweep another name")
+    if chosen is None:
+        raise SweepError(f"{no_trial(sweep, results)}; mend that, and give the sweep another name")
     return summary
-
-
-def _why(results: Sequence[TrialResult]) -> str:
-    """How many trials ended in which way, with the first reason."""
-    parts = []
-    for state in (FAILED, REFUSED, STOPPED, DONE):
-        found = [each for each in results if each.state == state]
-        reason = next((f" ({each.reason})" for each in found if each.reason), "")
-        parts += [f"{len(found)} {state}{reason}"] if found else []
-    return ", ".join(parts) or "none has ended"

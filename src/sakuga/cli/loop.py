@@ -22,6 +22,7 @@ from typing import Annotated
 
 import typer
 import yaml
+from rich.markup import escape
 
 from sakuga.cli.output import AsJson, finish, stderr_console
 from sakuga.errors import ClusterError, GateFailedError, SakugaError
@@ -96,18 +97,16 @@ def run_loop(out: Path, scale: Scale) -> dict[str, object]:
     gates = _write_files(out, scale)
     with _part(seconds, "sweep"):
         swept = _do("sweep", str(out / "sweep.yaml"), "--out", str(out / "sweeps"))
-    with _part(seconds, "serve"), _farm(out) as farm:
+    with _farm(out, seconds):
         with _part(seconds, "promote"):
-            promoted = _promoted(out, gates[0], farm)
+            promoted = _promoted(out, gates[0])
         with _part(seconds, "requests"):
-            asked = _requests(out, scale, promoted["entry"], farm)
+            asked = _requests(out, scale, promoted["entry"])
         with _part(seconds, "audit"):
-            audits = _audits(farm)
+            audits = _audits()
         with _part(seconds, "rollback"):
-            rolled_back = _do(
-                "recheck", PROFILE, "--gate", str(gates[1]), "--out", str(out / "sweeps"), *farm, may_end=1
-            )
-            listed = _do("profiles", *farm)
+            rolled_back = _do("recheck", PROFILE, "--gate", str(gates[1]), "--out", str(out / "sweeps"), may_end=1)
+            listed = _do("profiles")
     seconds["total"] = round(time.monotonic() - began, 1)
     verdict = {name: promoted["figures"][name] for name in ("speedup", "ref_ssim", "ref_psnr_db", "motion_ratio")}
     return {
@@ -148,7 +147,7 @@ def _write_files(out: Path, scale: Scale) -> tuple[Path, Path]:
     return out / "gate.yaml", out / "gate-strict.yaml"
 
 
-def _promoted(out: Path, gate: Path, farm: Sequence[str]) -> dict:
+def _promoted(out: Path, gate: Path) -> dict:
     """The fastest trial that the gate lets through; those that it refused cost no render."""
     from sakuga.tuning.pareto import front
     from sakuga.tuning.trials import SweepFolder
@@ -159,14 +158,14 @@ def _promoted(out: Path, gate: Path, farm: Sequence[str]) -> dict:
     for result in sorted(front(folder.results(), objectives), key=lambda each: each.figures["seconds"]):
         words = ("promote", f"{NAME}/{result.id}", "--as", PROFILE, "--gate", str(gate), "--out", str(out / "sweeps"))
         try:
-            return _do(*words, *farm) | {"refused": refused}
+            return _do(*words) | {"refused": refused}
         except GateFailedError as error:
-            stderr_console.print(f"  [yellow]{error.message}[/yellow]", highlight=False)
+            stderr_console.print(f"  [yellow]{escape(error.message)}[/yellow]", soft_wrap=True)
             refused.append(result.id)
     raise GateFailedError(f"no trial of the front holds {gate}; look at {folder.report}")
 
 
-def _requests(out: Path, scale: Scale, entry: Mapping, farm: Sequence[str]) -> dict[str, object]:
+def _requests(out: Path, scale: Scale, entry: Mapping) -> dict[str, object]:
     """The same dancers by the profile and by the reference; seconds as the farm's receipts have them."""
     from sakuga.tuning.cases import INDEX
 
@@ -177,9 +176,9 @@ def _requests(out: Path, scale: Scale, entry: Mapping, farm: Sequence[str]) -> d
         fields = case["fields"]
         for kind, words in ways.items():
             job = _do("submit", fields["prompt"], "--image", fields["input_image"], "--set", f"seed={fields['seed']}",
-                      *words, "--watch", "--out", str(out / f"{kind}-{number}.mp4"), *farm)  # fmt: skip
+                      *words, "--watch", "--out", str(out / f"{kind}-{number}.mp4"))  # fmt: skip
             receipt = out / f"{kind}-{number}.json"
-            _do("download", job["id"], "--variant", "receipt", "--out", str(receipt), *farm)
+            _do("download", job["id"], "--variant", "receipt", "--out", str(receipt))
             took[kind].append(json.loads(receipt.read_text(encoding="utf-8"))["seconds"]["total"])
     mean = {kind: sum(values) / len(values) for kind, values in took.items()}
     return {
@@ -197,28 +196,44 @@ def _as_reference(entry: Mapping) -> tuple[str, ...]:
     return (*words, *(word for name in plain for word in ("--set", f"{name}={reference[name]}")))
 
 
-def _audits(farm: Sequence[str]) -> Mapping[str, object]:
+def _audits() -> Mapping[str, object]:
     """What the farm found when it rendered the profile's videos again; it does when its lanes are idle."""
     deadline = time.monotonic() + AUDIT_PATIENCE_S
     while True:
-        (entry,) = [each for each in _do("profiles", *farm, shown=False)["data"] if each["name"] == PROFILE]
+        (entry,) = [each for each in _do("profiles", shown=False)["data"] if each["name"] == PROFILE]
         if entry["audits"]["passed"] + entry["audits"]["failed"] > 0 or time.monotonic() > deadline:
             return entry["audits"]
         time.sleep(1.0)
 
 
 @contextlib.contextmanager
-def _farm(out: Path) -> Iterator[tuple[str, ...]]:
-    """A farm of one lane in this process, and the options that name it."""
-    from sakuga.farm.local_farm import LocalFarm
+def _farm(out: Path, seconds: dict[str, float]) -> Iterator[None]:
+    """A farm of one lane in this process; commands inside find it by the environment."""
+    from sakuga.farm.local_farm import KEY_FILE, LocalFarm
 
-    _show("sakuga", "serve")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = {"pools": [{"model": "wan-mini"}]}
-    with LocalFarm.start(config, out / "farm", port=port, dashboard=False) as farm:
-        yield "--url", farm.url, "--api-key", farm.api_key
+    data, began = out / "farm", time.monotonic()
+    _show("sakuga", "serve", "--data", str(data), "--port", str(port))
+    with LocalFarm.start({"pools": [{"model": "wan-mini"}]}, data, port=port, dashboard=False) as farm:
+        seconds["serve"] = round(time.monotonic() - began, 1)
+        _say(f"export SAKUGA_URL={farm.url} SAKUGA_API_KEY=$(cat {shlex.quote(str(data / KEY_FILE))})")
+        with _environment(SAKUGA_URL=farm.url, SAKUGA_API_KEY=farm.api_key):
+            yield
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _do(*words: str, may_end: int = 0, shown: bool = True) -> dict:
@@ -232,7 +247,7 @@ def _do(*words: str, may_end: int = 0, shown: bool = True) -> dict:
         code = run([*words, "--json"])
     lines = said.getvalue().strip().splitlines()
     answer = json.loads(lines[-1]) if lines else {}
-    if code in (0, may_end) and "error" not in answer:
+    if code == 0 or (code == may_end and "error" not in answer):
         return answer
     raise _raised(words[0], answer.get("error") or {}, code, told.getvalue())
 
@@ -244,9 +259,11 @@ def _raised(command: str, error: Mapping[str, str], code: int, said: str) -> Sak
 
 
 def _show(*words: str) -> None:
-    hidden = [word for word in words if not word.startswith("sk-")]
-    line = " ".join(shlex.quote(word) for word in hidden if not word.startswith("--api-key"))
-    stderr_console.print(f"[bold]$[/bold] {line[:180]}", markup=True, highlight=False)
+    _say(shlex.join(words))
+
+
+def _say(line: str) -> None:
+    stderr_console.print("[bold]$[/bold]", escape(line), soft_wrap=True)
 
 
 @contextlib.contextmanager

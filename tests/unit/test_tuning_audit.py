@@ -95,8 +95,29 @@ class Watched:
             return connection.exec_driver_sql("SELECT state, reference, faults FROM audits ORDER BY created_at").all()
 
 
+DECODED: dict[bytes, np.ndarray] = {}
+MEASURED: dict[tuple[bytes, bytes], dict[str, float]] = {}
+
+
+def read_once(path: Path) -> np.ndarray:
+    data = path.read_bytes()
+    if data not in DECODED:
+        DECODED[data] = read_video(path)
+    return DECODED[data]
+
+
+def measured_once(gen_THWC: np.ndarray, *, reference_THWC: np.ndarray) -> dict[str, float]:
+    key = (gen_THWC.tobytes(), reference_THWC.tobytes())
+    if key not in MEASURED:
+        MEASURED[key] = figures_of(gen_THWC, reference_THWC=reference_THWC)
+    return MEASURED[key]
+
+
 @pytest.fixture
-def farm(tmp_path):
+def farm(tmp_path, monkeypatch):
+    """The same videos are decoded and measured once, for all tests."""
+    monkeypatch.setattr("sakuga.tuning.audit.read_video", read_once)
+    monkeypatch.setattr("sakuga.tuning.audit.figures_of", measured_once)
     return Watched(tmp_path)
 
 

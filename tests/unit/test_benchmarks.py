@@ -26,7 +26,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "gpu_train", "fewstep"):
+    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "gpu_train", "fewstep", "sweep"):
         sys.modules.pop(name, None)
 
 
@@ -40,6 +40,17 @@ def test_first_light_ends_in_one_line_of_json(benchmark, words, monkeypatch, cap
     result = json.loads(printed.out.splitlines()[-1])
     assert (result["benchmark"], result["time_demo"]) == ("first_light", 0.25)
     assert ('"time_demo": 0.25' in printed.err) is not bool(words)
+
+
+def test_sweep_ends_in_one_line_of_json(benchmark, monkeypatch, capsys, tmp_path):
+    module = benchmark("sweep", "--json")
+    monkeypatch.setattr(module, "prepare_data", lambda folder: folder)
+    for part in ("warm", "nested", "resume"):
+        monkeypatch.setattr(module, f"measure_{part}", lambda *_, part=part: {"overhead_s": len(part)})
+    module.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["warm"]["overhead_s"], result["nested"]["overhead_s"]) == (4, 6)
+    assert module.sweep_of("warm", tmp_path, ranks=(4, 8), rates=(0.001,)).budget.tokens == 2560
 
 
 def test_a_result_that_is_no_number_is_refused(benchmark):

@@ -121,9 +121,9 @@ def test_equal_tokens_for_clips_of_any_length(prepared):
 
 def test_reports_fall_on_the_rungs(prepared):
     asha = sweep_of(prepared, scheduler={"name": "asha", "grace": 0.1, "reduction_factor": 3})
-    assert stops(asha, 80) == [8, 10, 20, 24, 30, 40, 50, 60, 70, 72, 80]
+    assert stops(asha, 80) == [8, 20, 24, 40, 60, 72, 80]
     pbt = sweep_of(prepared, space={"lr": [0.1, 0.2]}, scheduler={"name": "pbt", "interval": 0.3})
-    assert stops(pbt, 100) == [13, 25, 30, 38, 50, 60, 63, 75, 88, 90, 100]
+    assert stops(pbt, 100) == [25, 30, 50, 60, 75, 90, 100]
     assert stops(asha, 3) == [1, 2, 3]
 
 

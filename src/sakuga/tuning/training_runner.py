@@ -53,7 +53,7 @@ from sakuga.wan.device import memory_bytes
 from sakuga.wan.loading import LoadedModel, load_model, locate
 
 MICRO_BATCH = 8
-SLICES = 8
+SLICES = 4
 """Reports of a trial, beside those at a scheduler's rungs."""
 RUNNER_STATE = "runner.json"
 
@@ -116,7 +116,7 @@ class TrainingRunner:
             self._flown.add(kind)
 
     def advance(self) -> TrialReport:
-        """Train to the next rung or eighth. Raises NumericsError, MemoryLimitError."""
+        """Train to the next rung or quarter. Raises NumericsError, MemoryLimitError."""
         trainer = self._of_trial()
         total = trainer.config.num_steps
         goal = next(stop for stop in stops(self.sweep, total) if stop > trainer.step)
@@ -311,7 +311,7 @@ def steps_of(sweep: Sweep, config: TrainConfig, prepared: PreparedSet, found: Mo
 
 
 def stops(sweep: Sweep, num_steps: int) -> list[int]:
-    """Steps after which a trial reports: its eighths, and where the scheduler looks."""
+    """Steps after which a trial reports: its quarters, and where the scheduler looks."""
     shares = {index / SLICES for index in range(1, SLICES + 1)}
     chosen = sweep.scheduler
     if chosen.name == "asha":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -15,9 +16,10 @@ import ray
 
 from fake_trials import begun, processes
 from sakuga.errors import SweepError
+from sakuga.farm.schedulers import HELD_OUT, scheduler_of
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.sweepfile import parse_sweep
-from sakuga.tuning.trials import DONE, FAILED, REFUSED, STOPPED, SweepFolder
+from sakuga.tuning.trials import DONE, FAILED, REFUSED, STOPPED, SweepFolder, TrialResult
 
 pytestmark = pytest.mark.ray
 
@@ -91,6 +93,23 @@ def test_successive_halving_stops_the_worse(ray_cluster, tmp_path):
     assert stopped.figures["heldout_loss"] > 0  # of its last report
 
 
+def test_rungs_are_made_again_from_what_was_reported(tmp_path):
+    sweep = sweep_of(space={"lr": [0.1]}, scheduler={"name": "asha"})
+    folder = SweepFolder(tmp_path / "t")
+    new = SimpleNamespace(trial_id="new")
+    report = {"tokens": 250, HELD_OUT: 0.5}
+    empty = scheduler_of(sweep, folder)
+    empty.on_trial_add(None, new)
+    assert empty.on_trial_result(None, new, report) == "CONTINUE"
+    folder.write(TrialResult(id="old", point={}, state=STOPPED))
+    folder.add_to_curve("old", {"share": 0.25, "tokens": 250, "figures": {"heldout_loss": 0.4}})
+    with (folder.trial("old") / "curve.jsonl").open("a") as file:
+        file.write('{"share": 0.5, "tok')  # its driver died
+    again = scheduler_of(sweep, folder)
+    again.on_trial_add(None, new)
+    assert again.on_trial_result(None, new, report) == "STOP"
+
+
 def test_a_poor_trial_takes_over_from_a_good_one(ray_cluster, tmp_path):
     sweep = sweep_of(
         space={"lr": LRS},
@@ -107,6 +126,7 @@ def test_a_poor_trial_takes_over_from_a_good_one(ray_cluster, tmp_path):
     assert changed
     assert all(0.001 <= result.point["lr"] <= 0.01 for result in changed)
     assert len(processes(folder)) < 4  # members take turns
+    assert run_sweep(sweep, folder, runner=RUNNER).num_new == 0
 
 
 def test_a_sweep_whose_time_is_up(ray_cluster, tmp_path):
@@ -120,6 +140,7 @@ def test_a_sweep_whose_time_is_up(ray_cluster, tmp_path):
 DRIVER = """
 import ray, sys
 from pathlib import Path
+from sakuga.farm.schedulers import HELD_OUT, scheduler_of
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.sweepfile import read_sweep
 from sakuga.tuning.trials import SweepFolder

@@ -162,9 +162,12 @@ def _fit(plan: ExecutorPlan, search: Search, on_result: OnResult | None) -> None
     if executors.workers > 1:
         # The trial itself only waits; its workers have what they need.
         trainable, resources = tune.with_parameters(run_nested, plan=plan), {"cpu": 0.01}
+    population = book.all_configs() if is_population else []
+    if is_population and not population:
+        return
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
-        param_space={TRIAL: tune.grid_search(book.all_configs())} if is_population else {},
+        param_space={TRIAL: tune.grid_search(population)} if is_population else {},
         tune_config=tune.TuneConfig(
             search_alg=None if is_population else _Proposals(book),
             scheduler=scheduler_of(sweep, plan.folder),

@@ -16,6 +16,7 @@ import ray
 
 from fake_trials import begun, processes
 from sakuga.errors import SweepError
+from sakuga.farm import tune
 from sakuga.farm.schedulers import HELD_OUT, scheduler_of
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.sweepfile import parse_sweep
@@ -93,6 +94,24 @@ def test_successive_halving_stops_the_worse(ray_cluster, tmp_path):
     assert stopped.figures["heldout_loss"] > 0  # of its last report
 
 
+def test_data_is_prepared_once_at_each_length(tmp_path, monkeypatch):
+    asked = []
+
+    def prepare(request, num_workers):
+        asked.append((request.num_frames, request.out.name, request.cache, num_workers))
+        request.out.mkdir(parents=True)
+        (request.out / "prepared.json").touch()
+
+    monkeypatch.setattr(tune, "prepare", prepare)
+    folder = SweepFolder(tmp_path / "t")
+    cache = str(folder.path / "prepared" / "cache")
+    tune._prepare(sweep_of(space={"num_frames": [17, 33]}), folder)
+    tune._prepare(sweep_of(space={"num_frames": [17, 33]}), folder)
+    assert asked == [(17, "17", cache, 0), (33, "33", cache, 0)]
+    tune._prepare(sweep_of(space={"lr": [0.1]}, executors={"count": 2}), SweepFolder(tmp_path / "u"))
+    assert asked[2][:2] == (None, "33") and asked[2][3] == 2
+
+
 def test_rungs_are_made_again_from_what_was_reported(tmp_path):
     sweep = sweep_of(space={"lr": [0.1]}, scheduler={"name": "asha"})
     folder = SweepFolder(tmp_path / "t")
@@ -140,6 +159,7 @@ def test_a_sweep_whose_time_is_up(ray_cluster, tmp_path):
 DRIVER = """
 import ray, sys
 from pathlib import Path
+from sakuga.farm import tune
 from sakuga.farm.schedulers import HELD_OUT, scheduler_of
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.sweepfile import read_sweep

@@ -28,6 +28,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_trials_of_a_warm_executor(ray_cluster, prepared, tmp_path):
     folder = SweepFolder(tmp_path / "t")
     summary = run_sweep(sweep_of(prepared), folder)

@@ -86,6 +86,8 @@ class TrainingRunner:
         self._data: dict[int | None, _Data] = {}
         self._evaluator: LoraEvaluator | None = None
         self._trainer: Trainer | None = None
+        self._is_clean = True
+        """Whether the base has no adapters."""
         self._flown: set[tuple[object, ...]] = set()
         self._free_at = time.monotonic()
 
@@ -103,6 +105,7 @@ class TrainingRunner:
         config = dataclasses.replace(config, num_steps=num_steps)
         config, micro_batch = self._admitted(config, data)
         self._rates = [(0.0, config.lr)]
+        self._is_clean = False
         self._trainer = Trainer(
             self._base(config.base_precision), self._batches(data, config, micro_batch), config, World()
         )
@@ -203,8 +206,7 @@ class TrainingRunner:
         evaluator = self._evaluator or LoraEvaluator(self.sweep, self.folder)
         if self._device.type == "cuda":
             self._model = None  # a large one would not fit beside the engine that renders
-            gc.collect()
-            torch.cuda.empty_cache()
+            self._free_memory()
         else:
             self._evaluator = evaluator
         return evaluator.fields(lora), evaluator.rows(lora)
@@ -250,12 +252,18 @@ class TrainingRunner:
 
     def _drop(self) -> None:
         """The base as it was loaded, and the memory of what was trained."""
-        self._trainer = None
+        if self._is_clean:
+            return
+        self._trainer, self._is_clean = None, True
         if self._model is not None:
             for expert in self._model.experts:
                 remove_lora(expert)
-        gc.collect()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
+        """Of a GPU, which has no place to spare until Python looks for cycles by itself."""
         if self._device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 

@@ -4,7 +4,7 @@ Run: pytest tests/unit/test_cli_sweep.py
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +105,7 @@ def _run(
 
     changes = {name: value for name, value in (("count", executors), ("threads", num_threads)) if value is not None}
     sweep = sweep.model_copy(update={"executors": sweep.executors.model_copy(update=changes)})
-    with _progress() as on_result:
+    with _progress(sweep.objectives) as on_result:
         summary = run_sweep(sweep, folder, address=address, on_result=on_result)
     finish(summary.as_dict(), Group(table(folder), escape(_text(summary, folder))), as_json)
 
@@ -126,10 +126,12 @@ def _text(summary: "SweepSummary", folder: "SweepFolder") -> str:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[["TrialResult", int, int], None]]:
+def _progress(objectives: Sequence[str]) -> Iterator[Callable[["TrialResult", int, int], None]]:
     """A bar where there is a terminal, a line for each trial where there is none."""
     if not stderr_console.is_terminal:
-        yield lambda result, done, total: stderr_console.print(escape(f"{done}/{total} {_line(result)}"))
+        yield lambda result, done, total: stderr_console.print(
+            escape(f"{done}/{total} {_line(result, objectives)}"), soft_wrap=True
+        )
         return
     columns = (
         TextColumn("trials"),
@@ -141,10 +143,10 @@ def _progress() -> Iterator[Callable[["TrialResult", int, int], None]]:
     with Progress(*columns, console=stderr_console, transient=True) as progress:
         bar = progress.add_task("", total=None)
         yield lambda result, done, total: progress.update(
-            bar, completed=done, total=total, description=escape(_line(result))
+            bar, completed=done, total=total, description=escape(_line(result, objectives))
         )
 
 
-def _line(result: "TrialResult") -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in list(result.figures.items())[:3])
-    return f"{result.id} {result.state}: {result.words}; {result.reason or figures}"
+def _line(result: "TrialResult", objectives: Sequence[str]) -> str:
+    figures = ", ".join(f"{name} {result.figures[name]:.4g}" for name in objectives if name in result.figures)
+    return "; ".join(filter(None, (f"{result.id} {result.state}: {result.words}", figures, result.reason)))

@@ -198,7 +198,7 @@ def _fit(plan: ExecutorPlan, search: Search, on_result: OnResult | None) -> None
     if stop.interrupted:
         ended = len(plan.folder.results())
         raise KeyboardInterrupt(
-            f"stopped; {ended} trials have ended, `sakuga sweep resume {sweep.name}` goes on with the others"
+            f"stopped; {ended} trials have ended; the same command, or `sakuga sweep resume {sweep.name}`, goes on"
         )
     book.end_the_rest()
 

@@ -119,3 +119,18 @@ def _threads(value: str | None) -> int | None:
     if not value.isdecimal() or not 1 <= int(value) <= MAX_THREADS:
         raise SettingsError(f"SAKUGA_NUM_THREADS is {shown(value)}; it must be a whole number from 1 to {MAX_THREADS}")
     return int(value)
+
+
+@contextlib.contextmanager
+def for_a_while(**variables: str) -> Iterator[None]:
+    """Set variables of ours for the block, for commands that are run in this process as if they had been typed."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -62,6 +62,37 @@ def test_one_block_has_no_interval_and_trials_without_rows_count_by_seed():
     assert effect.num_blocks == 3 and effect.is_clear and effect.levels[0].effect > 0
 
 
+def test_seeds_are_the_blocks_where_there_are_several_and_noise_seeds_are_not():
+    """Cases of one seed share one trained LoRA, and noise seeds one prompt: more of them is not more evidence."""
+    space = parse_space({"rank": [4, 16]})
+
+    def result(rank, seed, names):
+        rows = tuple(CaseFigures(name=name, figures={"ssim": rank + seed}) for name in names)
+        return TrialResult(id=f"{rank}-{seed}", point={"rank": rank}, state=DONE, seed=seed, rows=rows)
+
+    many = [result(rank, seed, ("a", "b", "c")) for rank in (4, 16) for seed in (0, 1)]
+    assert effects(many, space, ["ssim"])[0].num_blocks == 2
+    noisy = [result(rank, 0, ("a-s1", "a-s2", "b-s1", "b-s2")) for rank in (4, 16)]
+    assert effects(noisy, space, ["ssim"])[0].num_blocks == 2
+
+
+def test_rounding_is_no_effect_and_near_values_are_told_apart():
+    for seed in range(40):
+        numbers = np.random.default_rng(seed).uniform(0.5, 1, 2)
+        space = parse_space({"steps": [4, 8], "cache": [None, "a"]})
+        found = effects(
+            trials(lambda point, case, numbers=numbers: numbers[case] + point["steps"], cases=2), space, ["ssim"]
+        )
+        assert not next(each for each in found if each.parameter == "cache").is_clear
+    space = parse_space({"lr": [1.001, 1.002, None, "none"]})
+    results = [
+        TrialResult(id=str(n), point={"lr": lr}, state=DONE, figures={"heldout_loss": n})
+        for n, lr in enumerate((1.001, 1.002, None, "none"))
+    ]
+    (effect,) = effects(results, space, ["heldout_loss"])
+    assert len(effect.levels) == 4
+
+
 def test_ranges_are_cut_in_thirds_and_failed_trials_left_out():
     space = parse_space({"lr": {"low": 0.0, "high": 1.0}})
     results = [

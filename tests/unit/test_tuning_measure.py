@@ -92,11 +92,22 @@ def test_the_reference_has_the_size_of_the_trial():
 def test_means_are_of_figures_that_all_have():
     rows = [CaseFigures(name="a", figures={"x": 1.0, "y": 2.0}), CaseFigures(name="b", figures={"x": 3.0})]
     assert means(rows) == {"x": 2.0} and means([]) == {}
+
+
+def test_one_disturbed_render_decides_nothing():
+    rows = [CaseFigures(name=str(n), figures={"seconds": s, "speedup": 4 / s}) for n, s in enumerate((1.0, 2.0, 40.0))]
+    assert means(rows) == {"seconds": 2.0, "speedup": 2.0}
+
+
+def test_a_video_that_hardly_moves_does_not_decide_the_ratio():
+    pairs = ((0.3, 0.1), (5.0, 10.0), (5.0, 10.0))
     rows = [
-        CaseFigures(name=n, figures={"seconds": s, "reference_seconds": 4.0, "speedup": 4 / s})
-        for n, s in (("a", 1), ("b", 3))
+        CaseFigures(name=str(n), figures={"motion": own, "ref_motion": ref, "motion_ratio": own / ref})
+        for n, (own, ref) in enumerate(pairs)
     ]
-    assert means(rows)["speedup"] == 2.0
+    assert round(means(rows)["motion_ratio"], 3) == 0.512, "10.3 over 20.1; the mean of ratios is 1.33"
+    frozen = CaseFigures(name="f", figures={"motion": 0.0, "ref_motion": 0.0})
+    assert "motion_ratio" in means([*rows, frozen]) and "motion_ratio" not in means([frozen])
 
 
 def test_peak_memory_sees_what_a_block_took():

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sakuga.tuning.pareto import best_of, better, equals, front, measured, recommended
-from sakuga.tuning.trials import DONE, FAILED, TrialResult
+from sakuga.tuning.pareto import best_of, better, equals, front, measured, pooled, recommended
+from sakuga.tuning.trials import DONE, FAILED, STOPPED, TrialResult
 
 OBJECTIVES = ("ref_ssim", "seconds")
 
@@ -36,6 +36,20 @@ def test_trials_that_ended_badly_or_report_no_number_do_not_count():
 def test_equals_are_those_that_might_as_well_be_taken():
     twin = trial("twin", 0.951, 1.21)
     assert equals([SLOW, GOOD, FAST, BAD, twin], GOOD, OBJECTIVES) == [twin]
+
+
+def test_a_point_counts_with_the_mean_of_its_seeds():
+    def seed(rank, number, loss, state=DONE):
+        figures = {"heldout_loss": loss}
+        return TrialResult(id=f"{rank}-{number}", point={"rank": rank}, state=state, seed=number, figures=figures)
+
+    lucky = [seed(4, 0, 0.10), seed(4, 1, 0.30), seed(16, 0, 0.16), seed(16, 1, 0.14)]
+    chosen = recommended(lucky, ("heldout_loss",))
+    assert chosen is not None and chosen.id == "16-1", "the file of the better seed of the better rank"
+    assert round(chosen.figures["heldout_loss"], 9) == 0.15
+    assert [each.id for each in pooled(lucky, ("heldout_loss",))] == ["4-0", "16-1"]
+    halves = [seed(4, 0, 0.01), seed(4, 1, 0.9, STOPPED), seed(16, 0, 0.2)]
+    assert [each.id for each in measured(halves, ("heldout_loss",))] == ["16-0"], "a seed of rank 4 was stopped"
 
 
 def test_less_time_is_better():

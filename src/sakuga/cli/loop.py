@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shlex
 import socket
 import time
@@ -24,6 +23,7 @@ import typer
 import yaml
 from rich.markup import escape
 
+from sakuga import settings
 from sakuga.cli.output import AsJson, finish, stderr_console
 from sakuga.errors import ClusterError, GateFailedError, SakugaError
 
@@ -77,7 +77,7 @@ def loop(
     """From nothing to a faster profile in the running farm: data, LoRA, sweep, gate, canary, requests, rollback."""
     from sakuga.media import check_output_dir
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # lanes and executors share the cores
+    settings.set_for_libraries({"OMP_WAIT_POLICY": "passive"})  # lanes and executors share the cores
     result = run_loop(check_output_dir(out).resolve(), QUICK if quick else Scale())
     finish(result, _text(result, out), as_json)
 
@@ -219,21 +219,8 @@ def _farm(out: Path, seconds: dict[str, float]) -> Iterator[None]:
     with LocalFarm.start({"pools": [{"model": "wan-mini"}]}, data, port=port, dashboard=False) as farm:
         seconds["serve"] = round(time.monotonic() - began, 1)
         _say(f"export SAKUGA_URL={farm.url} SAKUGA_API_KEY=$(cat {shlex.quote(str(data / KEY_FILE))})")
-        with _environment(SAKUGA_URL=farm.url, SAKUGA_API_KEY=farm.api_key):
+        with settings.for_a_while(SAKUGA_URL=farm.url, SAKUGA_API_KEY=farm.api_key):
             yield
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _do(*words: str, may_end: int = 0, shown: bool = True) -> dict:

@@ -1,9 +1,10 @@
-"""What each parameter does to each objective, with confidence intervals over the cases or seeds that were asked.
+"""What each parameter does to each objective, with confidence intervals over the seeds or cases that were asked.
 
-A block is what all trials share: one case, or one training seed. Within a block the level's trials are compared with
-all trials of it, so that an easy case counts no more than a hard one; the interval is Student's over the blocks (95 %),
-and there is none for a single block. In a grid the levels see the same other parameters; where a search chose the
-points they do not, and an effect may be another parameter's.
+A block is what was drawn once: a training seed where there are several, else a prompt, whatever seeds of noise it was
+rendered with. Within a block the level's trials are compared with all trials of it, so that an easy case counts no more
+than a hard one; the interval is Student's over the blocks (95 %), and there is none for a single block. In a grid the
+levels see the same other parameters; where a search chose the points they do not, and an effect may be another
+parameter's.
 
 Run: pytest tests/unit/test_tuning_effects.py
 """
@@ -11,6 +12,7 @@ Run: pytest tests/unit/test_tuning_effects.py
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,10 @@ from scipy import stats
 from sakuga.tuning.space import Choice, Parameter, word
 from sakuga.tuning.trials import DONE, TrialResult
 
+NOISE_SEED = re.compile(r"-s\d+$")
+"""Of a case's name, as `cases.py` gives it."""
+ROUNDING = 1e-9
+"""Of the mean: what sums of floats differ by."""
 NUM_BINS = 3
 """Of a range: its trials in thirds by value."""
 CONFIDENCE = 0.95
@@ -70,8 +76,9 @@ def effects(results: Iterable[TrialResult], space: Mapping[str, Parameter], obje
     """Of every parameter with two or more levels, the strongest of each objective first."""
     done = [result for result in results if result.state == DONE]
     found = []
+    by_seed = len({result.seed for result in done}) > 1
     for objective in objectives:
-        blocks = [_blocks(result, objective) for result in done]
+        blocks = [_blocks(result, objective, by_seed=by_seed) for result in done]
         of_objective = [
             effect
             for name, parameter in space.items()
@@ -81,20 +88,25 @@ def effects(results: Iterable[TrialResult], space: Mapping[str, Parameter], obje
     return found
 
 
-def _blocks(result: TrialResult, objective: str) -> Blocks:
-    """Values by block; rows where the trial has them, else the trial's one value of its seed."""
-    rows = {row.name: row.figures[objective] for row in result.rows if objective in row.figures}
-    if rows:
-        return {f"{result.seed}/{name}": value for name, value in rows.items()}
-    value = result.figures.get(objective)
-    return {} if value is None or not math.isfinite(value) else {str(result.seed): value}
+def _blocks(result: TrialResult, objective: str, *, by_seed: bool) -> Blocks:
+    """Means by block."""
+    values: dict[str, list[float]] = {}
+    for row in result.rows:
+        if objective in row.figures:
+            block = str(result.seed) if by_seed else NOISE_SEED.sub("", row.name)
+            values.setdefault(block, []).append(row.figures[objective])
+    if not values and math.isfinite(whole := result.figures.get(objective, math.nan)):
+        values[str(result.seed)] = [whole]
+    return {block: math.fsum(some) / len(some) for block, some in values.items()}
 
 
 def _labels(name: str, parameter: Parameter, results: Sequence[TrialResult]) -> list[str]:
     """The level of each trial."""
     values = [result.point[name] for result in results]
     if isinstance(parameter, Choice):
-        return [word(value) for value in values]
+        names = {repr(value): word(value) for value in values}
+        alike = [name for name in names.values() if list(names.values()).count(name) > 1]
+        return [repr(value) if names[repr(value)] in alike else names[repr(value)] for value in values]
     numbers = np.array([float(str(value)) for value in values])
     edges = np.quantile(numbers, np.linspace(0, 1, NUM_BINS + 1)) if len(numbers) else np.zeros(NUM_BINS + 1)
     places = np.clip(np.searchsorted(edges[1:-1], numbers, side="left"), 0, NUM_BINS - 1)
@@ -115,6 +127,7 @@ def _effect(parameter: str, objective: str, labels: Sequence[str], blocks: Seque
             (np.mean(there), overall[name]) for name in names if (there := [v[name] for v in own if name in v])
         ]  # fmt: skip
         shifts = np.array([mean - base for mean, base in by_block])
+        shifts[np.abs(shifts) < ROUNDING * max(abs(base) for _, base in by_block)] = 0.0
         levels.append(
             Level(
                 label=label,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from sakuga.engine.resolve import resolve
 from sakuga.engine.state import RenderInputs
 from sakuga.errors import SweepError
 from sakuga.media import read_video
-from sakuga.quality.figures import figures_of
+from sakuga.quality.figures import measured, ratio
 from sakuga.quality.frames import Frames
 from sakuga.recipe import RecipeRequest, RenderRecipe
 from sakuga.recipe.request import parse_request
@@ -36,6 +37,7 @@ from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
 from sakuga.wan.device import check_device
 
+TIMES = ("seconds", "denoise_s", "reference_seconds", "speedup")
 SIZE_FIELDS = ("width", "height", "num_frames", "fps")
 
 
@@ -65,7 +67,7 @@ class CaseRenderer:
     def render(self, case: Case, fields: Mapping[str, object]) -> StoredRender:
         """From the store, or now."""
         recipe, inputs = self.resolve(case, fields)
-        return self._store.render(recipe, inputs, machine=self.machine, engine=lambda: self._engine_for(recipe))
+        return self._store.render(recipe, inputs, machine=self.machine, engine=lambda: self._engine_for(recipe, inputs))
 
     @property
     def machine(self) -> str:
@@ -82,12 +84,12 @@ class CaseRenderer:
         target_THWC = None if case.target is None else _cut(read_video(case.target), made.frames_THWC)
         prompt = str(case.fields["prompt"])
         figures = dict(
-            figures_of(
+            measured(
                 made.frames_THWC,
                 reference_THWC=None if beside is None else beside.frames_THWC,
                 target_THWC=target_THWC,
                 prompt=prompt,
-            )
+            ).figures
         )
         figures |= {"seconds": made.seconds, "denoise_s": made.denoise_s}
         if made.peak_bytes is not None:
@@ -98,23 +100,16 @@ class CaseRenderer:
             name=case.name, figures=figures, render_key=made.key, reference_key=None if beside is None else beside.key
         )
 
-    def _engine_for(self, recipe: RenderRecipe) -> LocalEngine:
+    def _engine_for(self, recipe: RenderRecipe, inputs: RenderInputs) -> LocalEngine:
         if self._engine is None or (self._is_ours and self._engine.model.precision != recipe.precision):
             self._engine = None  # first: two large models do not fit beside each other
             self._engine = LocalEngine.load(self.card, self._weights, device=self._device, precision=recipe.precision)
-            self._warm_up(self._engine, recipe)
+            self._warm_up(self._engine, recipe, inputs)
         return self._engine
 
-    def _warm_up(self, engine: LocalEngine, recipe: RenderRecipe) -> None:
-        """A step of text alone, so that the first case does not pay for what PyTorch does once."""
-        if "t2v" not in self.card.tasks:
-            return
-        fields = {"prompt": recipe.prompt, "num_inference_steps": 1, "precision": recipe.precision, "seed": 0}
-        sizes = {name: getattr(recipe, name) for name in SIZE_FIELDS}
-        plain, inputs, _ = resolve(
-            parse_request({"model": self.card.name, **fields, **sizes}), self.card, Path(), self._weights
-        )
-        engine.render(plain, inputs)
+    def _warm_up(self, engine: LocalEngine, recipe: RenderRecipe, inputs: RenderInputs) -> None:
+        """One step of what comes next, so that the first case does not pay for what PyTorch does once."""
+        engine.render(replace(recipe, num_inference_steps=1, step_cache=None), inputs)
 
 
 class InferenceRunner:
@@ -203,14 +198,21 @@ def reference_fields(sweep: Sweep, fields: Mapping[str, object]) -> dict[str, ob
 
 
 def means(rows: Sequence[CaseFigures]) -> dict[str, float]:
-    """Of the figures that all rows have; ratios of means where a mean of ratios would belong to a video that hardly
-    moves."""
+    """Of the figures that all rows have.
+
+    Of `TIMES` the median, so that one disturbed render decides nothing. Ratios of flicker and motion are those of the
+    means: a mean of ratios would belong to the video that hardly moves.
+    """
     if not rows:
         return {}
     names = [name for name in rows[0].figures if all(name in row.figures for row in rows)]
     found = {name: float(np.mean([row.figures[name] for row in rows])) for name in names}
-    if "speedup" in found:  # of sums: one case that was disturbed counts once
-        found["speedup"] = found["reference_seconds"] / found["seconds"]
+    found |= {name: float(np.median([row.figures[name] for row in rows])) for name in TIMES if name in found}
+    for name in ("flicker", "motion"):
+        if f"ref_{name}" in found:
+            whole = ratio(found[name], found[f"ref_{name}"])
+            found.pop(f"{name}_ratio", None)
+            found |= {} if whole is None else {f"{name}_ratio": whole}
     return found
 
 

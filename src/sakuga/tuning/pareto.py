@@ -5,6 +5,8 @@ Run: pytest tests/unit/test_tuning_pareto.py
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,9 +19,39 @@ NEAR = 0.02
 COSTS = frozenset({"seconds", "denoise_s", "train_s", "peak_bytes", "lora_bytes"})
 
 
+def pooled(results: Iterable[TrialResult], objectives: Sequence[str]) -> list[TrialResult]:
+    """One result for each point: of several seeds the means, so that no point is chosen for its luckiest seed.
+
+    It has the id (and the file) of the seed that is best in the first objective. A point of which a seed was stopped,
+    refused or failed is as that seed is.
+    """
+    by_point: dict[str, list[TrialResult]] = {}
+    for result in results:
+        by_point.setdefault(json.dumps(result.point, sort_keys=True, default=str), []).append(result)
+    return [each[0] if len(each) == 1 else _pool(each, objectives) for each in by_point.values()]
+
+
+def _pool(seeds: Sequence[TrialResult], objectives: Sequence[str]) -> TrialResult:
+    ended_badly = next((result for result in seeds if result.state != DONE), None)
+    if ended_badly is not None:
+        return ended_badly
+    if not all(_has_all(result.figures, objectives) for result in seeds):
+        return dataclasses.replace(seeds[0], figures={})
+    best = max(seeds, key=lambda result: _scores(result.figures, objectives[:1]))
+    names = [name for name in best.figures if all(name in result.figures for result in seeds)]
+    figures = {name: math.fsum(result.figures[name] for result in seeds) / len(seeds) for name in names}
+    return dataclasses.replace(
+        best,
+        figures=figures,
+        rows=tuple(row for result in seeds for row in result.rows),
+        reason="; ".join(dict.fromkeys(result.reason for result in seeds if result.reason)) or None,
+    )
+
+
 def measured(results: Iterable[TrialResult], objectives: Sequence[str]) -> list[TrialResult]:
-    """The trials that ended well and report every objective as a finite number."""
-    return [result for result in results if result.state == DONE and _has_all(result.figures, objectives)]
+    """The points, `pooled`, that ended well and report every objective as a finite number."""
+    points = pooled(results, objectives)
+    return [result for result in points if result.state == DONE and _has_all(result.figures, objectives)]
 
 
 def front(results: Iterable[TrialResult], objectives: Sequence[str]) -> list[TrialResult]:

@@ -28,7 +28,7 @@ from sakuga.tuning.cases import INDEX
 from sakuga.tuning.charts import Mark, front_svg, levels_svg
 from sakuga.tuning.effects import CONFIDENCE, Effect, effects
 from sakuga.tuning.figures import DIRECTIONS
-from sakuga.tuning.pareto import best_of, equals, front, measured, recommended
+from sakuga.tuning.pareto import best_of, equals, front, measured, pooled, recommended
 from sakuga.tuning.renders import RenderStore
 from sakuga.tuning.space import SHORT, word
 from sakuga.tuning.sweepfile import Sweep
@@ -73,7 +73,8 @@ def write_report(folder: SweepFolder) -> Path:
         fronts=[(name, _front_svg(sweep, known, chosen, name)) for name in sweep.objectives[1:]],
         columns=columns,
         rows=[
-            (result, [_figure(name, result.figures.get(name)) for name in columns]) for result in _sorted(results, best)
+            (result, [_figure(name, result.figures.get(name)) for name in columns])
+            for result in _sorted(pooled(results, sweep.objectives), best)
         ],
         front_ids={result.id + str(result.seed) for result in best},
         chosen=chosen,
@@ -99,7 +100,7 @@ def table(folder: SweepFolder) -> Table:
         drawn.add_column(SHORT.get(name, name))
     for name in columns:
         drawn.add_column(name, justify="right")
-    for result in _sorted(results, best):
+    for result in _sorted(pooled(results, sweep.objectives), best):
         sign = "★" if result == chosen else "●" if result in best else ""
         values = [word(result.point[name]) if name in result.point else "–" for name in sweep.parameters]
         figures = [_figure(name, result.figures.get(name)) for name in columns]
@@ -129,6 +130,10 @@ def recommendation(sweep: Sweep, results: Sequence[TrialResult], found: Sequence
     unclear = sorted({effect.parameter for effect in found} - {effect.parameter for effect in found if effect.is_clear})
     if unclear:
         told.append(f"No clear effect on any objective: {', '.join(unclear)}; more cases or seeds would tell.")
+    if sweep.scheduler.name == "asha":
+        told.append(
+            "ASHA stopped the poor trials, so effects are those of the survivors: a level that lost many looks better."
+        )
     if sweep.search.algorithm != "grid":
         told.append(
             "The search chose the points, so an effect may be another parameter's; a grid would tell them apart."
@@ -193,7 +198,7 @@ def _front_svg(sweep: Sweep, known: Sequence[TrialResult], chosen: TrialResult, 
         )  # fmt: skip
     rows = [row.figures for row in known[0].rows]
     if rows and other == "seconds" and first == "ref_ssim" and all("reference_seconds" in row for row in rows):
-        seconds = float(np.mean([row["reference_seconds"] for row in rows]))
+        seconds = float(np.median([row["reference_seconds"] for row in rows]))
         marks.append(
             Mark(x=seconds, y=1.0, label="reference", tooltip=f"the reference: {seconds:.2f} s", kind="reference")
         )
@@ -267,7 +272,7 @@ def _columns(sweep: Sweep, known: Sequence[TrialResult]) -> list[str]:
 
 
 def _settings(result: TrialResult) -> str:
-    return f"{result.words}, seed {result.seed}" if result.seed else result.words
+    return f"{result.words} (seed {result.seed})" if result.seed else result.words
 
 
 def _counts(results: Sequence[TrialResult]) -> str:

@@ -92,6 +92,7 @@ def test_successive_halving_stops_the_worse(ray_cluster, tmp_path):
     }  # fmt: skip
     stopped = next(result for result in folder.results() if result.state == STOPPED)
     assert stopped.figures["heldout_loss"] > 0  # of its last report
+    assert not list(folder.trials.glob("*/state"))
 
 
 def test_data_is_prepared_once_at_each_length(tmp_path, monkeypatch):

@@ -85,7 +85,8 @@ class WarmExecutor(tune.Trainable):
 
     def _begin(self, config: Mapping[str, object]) -> None:
         """Never raises: a trial that cannot begin is one more result."""
-        os.chdir(self._plan.cwd)
+        if os.path.isdir(self._plan.cwd):  # on another node only absolute paths mean something
+            os.chdir(self._plan.cwd)
         trial = cast("Mapping[str, object]", config["trial"])
         self._point, self._seed = cast("Point", trial["point"]), cast("int", trial["seed"])
         self._fault: Exception | None = None

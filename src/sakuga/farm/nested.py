@@ -61,7 +61,8 @@ class _Report(TuneReportCallback):
 
 def run_nested(config: Mapping[str, object], *, plan: ExecutorPlan) -> None:
     """One trial, from its start to its result in the sweep's folder."""
-    os.chdir(plan.cwd)
+    if os.path.isdir(plan.cwd):
+        os.chdir(plan.cwd)
     trial = cast("Mapping[str, object]", config[TRIAL])
     trial_id, point, seed = str(trial["id"]), cast("Point", trial["point"]), cast("int", trial["seed"])
     began = time.time()

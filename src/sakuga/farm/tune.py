@@ -10,6 +10,7 @@ Run: pytest tests/ray/test_tune.py
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -29,7 +30,7 @@ from tensorboardX import SummaryWriter
 
 from sakuga import settings
 from sakuga.errors import ClusterError, SweepError, shown
-from sakuga.farm.executor import RUNNERS, ExecutorPlan, WarmExecutor, state_of
+from sakuga.farm.executor import RUNNERS, STATE, ExecutorPlan, WarmExecutor, state_of
 from sakuga.farm.lock import folder_lock
 from sakuga.farm.nested import run_nested
 from sakuga.farm.prepare import PrepareRequest, prepare
@@ -283,6 +284,7 @@ class _Book(Callback):
                 rows=(CaseFigures(name=f"seed {work.seed}", figures=figures),) if figures else (),
             )  # fmt: skip
             self._folder.write(result)
+        shutil.rmtree(self._folder.trial(trial_id) / STATE, ignore_errors=True)
         self._search.done(work, result)
         self._num_ended += 1
         if self._on_result is not None:

@@ -35,6 +35,10 @@ class FakeFarm:
             raise FarmError("http://farm does not answer; is `sakuga serve` running there?")
         return self.entries
 
+    def ask(self, method, path):
+        assert method == "GET"
+        return {"data": [entry for entry in self.entries if path.endswith(f"/{entry['name']}")]}
+
     def upload_lora(self, path, name, model):
         self.uploads.append((path.name, name, model))
         return "lora_1"
@@ -78,7 +82,9 @@ def root(tmp_path_factory):
     bars_of = {
         "gate": {"ref_ssim": {"min": 0.1}},
         "strict": {"ref_ssim": {"min": 0.9999}},
-        "rated": {"weighted_total": {"min": 0.1}},
+        "rated": {"weighted_total": {"min": 0.1}, "ref_ssim": {"min": 0.1}},
+        "unseen": {"heldout_loss": {"max": 1}},
+        "slow": {"seconds": {"max": 1}},
         "nan": {"ref_ssim": {"min": float("nan")}},
     }
     for name, bars in bars_of.items():
@@ -123,6 +129,20 @@ def test_the_way_into_the_farm_and_back_out(farm, root, capsys, monkeypatch):
     assert code == 2 and told["error"]["code"] == "E_PROFILE"
 
 
+def test_another_trial_of_the_same_name_is_not_taken_for_the_profile(farm, root, capsys, tmp_path):
+    words = ("--gate", str(root / "gate.yaml"), "--out", str(root))
+    assert cli(capsys, "promote", "s/aaaa", "--as", "fast", *words)[0] == 0
+    folder = SweepFolder(tmp_path / "s")
+    folder.create(SWEEP)
+    folder.write(TrialResult(id="aaaa0000", point={"num_inference_steps": 1}, state=DONE, fields=dict(SWEEP.base)))
+    code, told = cli(capsys, "recheck", "fast", "--gate", str(root / "strict.yaml"), "--out", str(tmp_path))
+    assert code == 2 and "holds another trial aaaa0000" in told["error"]["message"]
+    assert farm.entries[-1]["state"] == "canary"
+    del farm.entries[-1]["source"]["candidate_sha256"]
+    code, told = cli(capsys, "recheck", "fast", *words)
+    assert code == 2 and "does not say of which sweep" in told["error"]["message"]
+
+
 def test_below_the_bars_nothing_is_offered_and_the_sentence_says_why(farm, root, capsys):
     code, told = cli(capsys, "promote", "s/aaaa", "--as", "f", "--out", str(root), "--gate", str(root / "strict.yaml"))
     sentence = told["error"]["message"]
@@ -157,6 +177,8 @@ def test_a_weighted_total_asks_for_raters(farm, root, capsys):
         (("s/aaaa", "--as", "a b"), "E_RECIPE", "--as"),
         (("s/aaaa", "--as", "f", "--gate", "nan.yaml"), "E_GATE", "min of ref_ssim is nan"),
         (("s/aaaa", "--as", "f", "--gate", "none.yaml"), "E_GATE", "cannot be read"),
+        (("s/aaaa", "--as", "f", "--gate", "unseen.yaml"), "E_GATE", "no render of this gate has heldout_loss"),
+        (("s/aaaa", "--as", "f", "--gate", "slow.yaml"), "E_GATE", "no bar that the farm's audits can measure"),
         (("s/aaaa", "--as", "f", "--ratings", "none.jsonl", "--gate", "gate.yaml"), "E_INPUT", "none.jsonl"),
     ],
 )

@@ -68,7 +68,9 @@ def test_stricter_bars_fail_with_figures_and_frames_and_render_nothing(folder, v
     assert failed.faults[1] == "weighted_total was not measured"
     assert failed.worst[0].case == "fairy-67108864" and 0 <= failed.worst[0].frame < 5
     assert failed.sheet is not None and failed.sheet.is_file()
-    rated = pass_gate(folder, RESULT, strict, device="cpu", subjective=20.0)
+    with pytest.raises(GateError, match="nobody rated case fairy-67108864"):
+        pass_gate(folder, RESULT, strict, device="cpu", subjective={"other": 20.0})
+    rated = pass_gate(folder, RESULT, strict, device="cpu", subjective={"fairy-67108864": 20.0})
     assert rated.figures["weighted_total"] > 0.5 and len(rated.faults) == 1
 
 
@@ -89,7 +91,7 @@ def test_a_trial_is_found_by_the_beginning_of_its_name(folder):
     assert chosen_trial(folder, "0123") == RESULT
     with pytest.raises(ProfileError, match="no trial 'zzz'; there are 0123abcd"):
         chosen_trial(folder, "zzz")
-    with pytest.raises(ProfileError, match=r"was failed \(E_NAN: no\); only a trial that is done"):
+    with pytest.raises(ProfileError, match=r"failed \(E_NAN: no\); only a trial that is done"):
         chosen_trial(folder, "failed00")
 
 

@@ -59,7 +59,7 @@ def retire_profile(
 ) -> None:
     """Offer a version no longer; the one that it replaced is offered again."""
     farm = Farm(url, api_key)
-    _say(farm.ask("DELETE", f"/profiles/{_chosen(farm, name, model, LIVE)['id']}"), as_json)
+    _say(farm.ask("DELETE", f"/profiles/{chosen_version(farm, name, model, LIVE)['id']}"), as_json)
 
 
 @profiles_app.command("activate")
@@ -68,7 +68,7 @@ def activate_profile(
 ) -> None:
     """Give a version to all requests, whatever its audits said."""
     farm = Farm(url, api_key)
-    chosen = _chosen(farm, name, model, ("canary", "active", "retired"))
+    chosen = chosen_version(farm, name, model, ("canary", "active", "retired"))
     _say(farm.ask("POST", f"/profiles/{chosen['id']}/activate"), as_json)
 
 
@@ -80,7 +80,7 @@ def _history(farm: Farm, name: str) -> Mapping[str, object]:
     return farm.ask("GET", f"/profiles/{quote(name, safe='')}")
 
 
-def _chosen(farm: Farm, text: str, model: str | None, states: Sequence[str]) -> Entry:
+def chosen_version(farm: Farm, text: str, model: str | None, states: Sequence[str]) -> Entry:
     """The version that is named; else the newest in the first of these states that has one. Raises ProfileError."""
     name, _, number = text.partition("@")
     versions = cast("Sequence[Entry]", _history(farm, name)["data"])

@@ -4,6 +4,7 @@ The farm is asked first, so that nothing is rendered in vain; the gate's renders
 takes seconds when the farm was away.     Run: pytest tests/unit/test_cli_promote.py
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from sakuga.cli import options
 from sakuga.cli.client import ApiKey, Farm, Url
 from sakuga.cli.output import AsJson, finish, stderr_console
+from sakuga.cli.profiles import LIVE, Model, Version, chosen_version
 from sakuga.errors import GateError, GateFailedError, InputError, ProfileError, shown
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def promote(
 ) -> None:
     """Render the gate's cases with a trial's settings and, if every bar holds, offer them to requests by name."""
     from sakuga.recipe.limits import check_slug
+    from sakuga.tuning.audit import audited_bars
     from sakuga.tuning.promotion import candidate_fields, check_for, profile_of
 
     name = check_slug("--as", as_)
@@ -54,6 +57,8 @@ def promote(
     check_for(folder.sweep(), result, chosen)
     farm = None if gate_only else Farm(url, api_key)
     if farm is not None:
+        if not audited_bars(chosen.limits):
+            raise GateError(f"{shown(gate_path)} has no bar that the farm's audits can measure; add one on ref_ssim")
         farm.profiles()  # before minutes of rendering
     verdict = _judged(folder, result, chosen, device, ratings)
     if not verdict.passed:
@@ -75,7 +80,8 @@ def promote(
 
 
 def recheck(
-    name: Annotated[str, typer.Argument(help="A promoted profile.", show_default=False)],
+    name: Version,
+    model: Model = None,
     gate: GateFile = None,
     out: Root = SWEEPS,
     ratings: Ratings = None,
@@ -85,17 +91,19 @@ def recheck(
     as_json: AsJson = False,
 ) -> None:
     """Judge a promoted profile by another gate, or by the same one made stricter; below the bars it is rolled back."""
+    from sakuga.tuning.promotion import candidate_sha256
+
     farm = Farm(url, api_key)
-    live = [
-        entry for entry in farm.profiles() if entry.get("name") == name and entry.get("state") in ("canary", "active")
-    ]
-    if not live:
-        raise ProfileError(f"the farm offers no profile {shown(name)} that was promoted; `sakuga profiles` lists them")
-    entry = live[-1]
-    source = entry.get("source")
-    if not isinstance(source, dict) or not {"sweep", "trial"} <= set(source):
+    entry = chosen_version(farm, name, model, LIVE)
+    name, source = str(entry["name"]), entry.get("source")
+    if not isinstance(source, dict) or not {"sweep", "trial", "candidate_sha256"} <= set(source):
         raise ProfileError(f"profile {shown(name)} does not say of which sweep it is; promote it again")
     folder, result = _trial(out, f"{source['sweep']}/{source['trial']}")
+    if candidate_sha256(folder.sweep(), result) != source["candidate_sha256"]:
+        raise ProfileError(
+            f"{shown(folder.path)} holds another trial {result.id} than the one that {shown(name)} was made of; name "
+            "the folder of its sweep with --out"
+        )
     chosen, gate_path = _gate(gate, folder)
     verdict = _judged(folder, result, chosen, device, ratings)
     payload: dict[str, object] = {
@@ -147,14 +155,13 @@ def _judged(folder: "SweepFolder", result: "TrialResult", gate: "Gate", device: 
         return pass_gate(folder, result, gate, device=device, subjective=subjective)
 
 
-def _subjective(path: Path, variant: str) -> float:
-    """The mean of what raters gave the trial's videos, 0 to 20. Raises InputError."""
+def _subjective(path: Path, variant: str) -> Mapping[str, float]:
+    """What raters gave the trial's videos, 0 to 20, by case. Raises InputError."""
     from sakuga.quality.ratings import read_ratings, subjective_by_stem
 
     if not path.is_file():
         raise InputError(f"{shown(path)} does not exist; `sakuga rate FOLDER` writes FOLDER/ratings.jsonl")
-    scores = subjective_by_stem(read_ratings(path), variant)
-    return sum(scores.values()) / len(scores)
+    return subjective_by_stem(read_ratings(path), variant)
 
 
 def _refusal(name: str, result: "TrialResult", verdict: "Verdict", folder: "SweepFolder", gate: "Gate") -> str:

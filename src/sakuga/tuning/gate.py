@@ -2,7 +2,7 @@
 
     model: wan-mini
     num_frames: 17
-    cases: {synth: fairy, first_seed: 67109864, count: 6}
+    cases: {synth: fairy, first_seed: 67108864, count: 6}
     reference: {num_inference_steps: 20}
     bars: {ref_ssim: {min: 0.9}, motion_ratio: {min: 0.8}, flicker_ratio: {max: 1.25}}
 
@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sakuga.errors import GateError, InputError, SakugaError, did_you_mean, shown
 from sakuga.media import contact_sheet, save_image
@@ -35,7 +35,7 @@ from sakuga.tuning.figures import Bar, faults, parse_bars
 from sakuga.tuning.measure import SIZE_FIELDS, CaseRenderer, means
 from sakuga.tuning.profiles import PROFILE_FIELDS
 from sakuga.tuning.renders import RenderStore
-from sakuga.tuning.sweepfile import Evaluation, Strict
+from sakuga.tuning.sweepfile import AGAINST_REFERENCE, AGAINST_TARGET, RENDERED, Evaluation, Strict
 from sakuga.tuning.trials import CaseFigures
 from sakuga.wan.catalogue import card
 
@@ -77,6 +77,17 @@ class Gate(Strict):
             raise GateError(f"the reference: {error.message}") from error
         return value
 
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Gate:
+        known = RENDERED | AGAINST_REFERENCE | {"weighted_total", "speedup"}
+        known |= AGAINST_TARGET if self.cases.has_targets else frozenset()
+        for bar in self.limits:
+            if bar.figure not in known:
+                raise GateError(
+                    f"no render of this gate has {bar.figure}; it can have bars on {', '.join(sorted(known))}"
+                )
+        return self
+
     @property
     def limits(self) -> tuple[Bar, ...]:
         return parse_bars(self.bars)
@@ -112,7 +123,7 @@ class Verdict:
     rows: tuple[CaseFigures, ...]
     worst: tuple[WorstFrame, ...] = ()
     sheet: Path | None = None
-    """Reference, candidate and target at the worst frames; of a failure only."""
+    """Reference and candidate of the worst cases; of a failure only."""
 
     @property
     def passed(self) -> bool:
@@ -158,11 +169,12 @@ def judge(
     store: RenderStore,
     weights: str | None = None,
     device: str = "cpu",
-    subjective: float | None = None,
+    subjective: Mapping[str, float] | None = None,
 ) -> Verdict:
     """Render what is not in the store yet, measure, compare with the bars. `folder` keeps the cases and the sheet.
 
-    `subjective` is what people gave, 0 to 20, for the weighted total. Raises what rendering raises.
+    `subjective` is what people gave each case, 0 to 20, for the weighted total. Raises what rendering raises, and
+    GateError when a case was not rated.
     """
     width, height, num_frames = gate.size
     found = card(gate.model)
@@ -172,10 +184,16 @@ def judge(
     )
     renderer = CaseRenderer(gate.model, weights, store, device=device)
     cases = cases_of(gate.cases, spec, folder / "cases")
+    unrated = [case.name for case in cases if subjective is not None and case.name not in subjective]
+    if unrated:
+        raise GateError(
+            f"nobody rated case {unrated[0]} of this trial; rate all of the gate's pairs with `sakuga rate`"
+        )
     rows = tuple(renderer.measure(case, {**fields, **sizes}, {**reference, **sizes}) for case in cases)
     figures = means(rows)
     if subjective is not None:
-        figures["weighted_total"] = weighted_total(subjective, figures["ref_psnr_db"], figures["ref_ssim"])
+        given = sum(subjective[case.name] for case in cases) / len(cases)
+        figures["weighted_total"] = weighted_total(given, figures["ref_psnr_db"], figures["ref_ssim"])
     found_faults = tuple(faults(figures, gate.limits))
     if not found_faults:
         return Verdict(figures=figures, faults=(), rows=rows)

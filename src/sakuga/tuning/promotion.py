@@ -5,6 +5,8 @@ Run: pytest tests/unit/test_tuning_gate.py
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from sakuga.tuning.gate import Gate, Verdict, judge
 from sakuga.tuning.profiles import PROFILE_FIELDS, SpeedProfile
 from sakuga.tuning.renders import RenderStore
 from sakuga.tuning.sweepfile import Sweep
-from sakuga.tuning.trials import DONE, SweepFolder, TrialResult
+from sakuga.tuning.trials import DONE, FAILED, REFUSED, STOPPED, SweepFolder, TrialResult
 from sakuga.wan.catalogue import card
 from sakuga.wan.lora import embedded_lora
 from sakuga.wan.passport import read_passport
+from sakuga.wan.weights import file_sha256
 
+ENDED = {FAILED: "failed", REFUSED: "was refused", STOPPED: "was stopped"}
 SIZES = ("width", "height", "num_frames")
 
 
@@ -36,7 +40,9 @@ def chosen_trial(folder: SweepFolder, trial_id: str) -> TrialResult:
     result = known[trial_id]
     if result.state != DONE:
         because = f" ({result.reason})" if result.reason else ""
-        raise ProfileError(f"trial {trial_id} was {result.state}{because}; only a trial that is done can be promoted")
+        raise ProfileError(
+            f"trial {trial_id} {ENDED[result.state]}{because}; only a trial that is done can be promoted"
+        )
     return result
 
 
@@ -59,6 +65,17 @@ def candidate_fields(result: TrialResult) -> dict[str, object]:
     return {name: value for name, value in result.fields.items() if name in PROFILE_FIELDS}
 
 
+def candidate_sha256(sweep: Sweep, result: TrialResult) -> str:
+    """Of what a trial chooses, with its LoRAs by content: the same trial of the same sweep on any machine."""
+    fields = candidate_fields(result)
+    loras = [
+        [file_sha256(lora_path(lora, sweep.model, sweep.weights)), lora.weight, lora.expert]
+        for lora in loras_of(fields)
+    ]
+    about = {"model": sweep.model, "fields": {**fields, "loras": loras}}
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def reference_of(gate: Gate, fields: Mapping[str, object], weights: str | None) -> dict[str, object]:
     """The reference's fields: the gate's, with the candidate's LoRAs but those that were made for few steps."""
     if "loras" in gate.reference or not fields.get("loras"):
@@ -77,7 +94,7 @@ def gate_folder(folder: SweepFolder, gate: Gate) -> Path:
 
 
 def pass_gate(
-    folder: SweepFolder, result: TrialResult, gate: Gate, *, device: str, subjective: float | None = None
+    folder: SweepFolder, result: TrialResult, gate: Gate, *, device: str, subjective: Mapping[str, float] | None = None
 ) -> Verdict:
     """The verdict, kept beside the gate's cases; its renders are the sweep's own wherever they are the same."""
     sweep = folder.sweep()
@@ -128,7 +145,8 @@ def profile_of(
         name=name, model=gate.model, width=width, height=height, num_frames=num_frames,
         fields=_renamed(fields, lora_names), reference=_renamed(reference, lora_names), bars=gate.limits,
         measured=measured, tier=gate.tier, plan=plan, canary_share=gate.canary_share, audit_share=gate.audit_share,
-        source={"sweep": sweep.name, "trial": result.id, "gate": gate_name},
+        source={"sweep": sweep.name, "trial": result.id, "gate": gate_name,
+                "candidate_sha256": candidate_sha256(sweep, result)},
     )  # fmt: skip
 
 

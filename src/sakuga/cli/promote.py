@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sakuga import settings
 from sakuga.cli import options
 from sakuga.cli.client import ApiKey, Farm, Url
 from sakuga.cli.output import AsJson, finish, stderr_console
@@ -41,6 +42,7 @@ def promote(
     out: Root = SWEEPS,
     ratings: Ratings = None,
     device: options.Device = "cpu",
+    num_threads: options.NumThreads = None,
     url: Url = None,
     api_key: ApiKey = None,
     gate_only: Annotated[bool, typer.Option("--gate-only", help="Judge, and tell no farm.")] = False,
@@ -60,7 +62,7 @@ def promote(
         if not audited_bars(chosen.limits):
             raise GateError(f"{shown(gate_path)} has no bar that the farm's audits can measure; add one on ref_ssim")
         farm.profiles()  # before minutes of rendering
-    verdict = _judged(folder, result, chosen, device, ratings)
+    verdict = _judged(folder, result, chosen, device, ratings, num_threads)
     if not verdict.passed:
         raise GateFailedError(_refusal(name, result, verdict, folder, chosen))
     payload: dict[str, object] = {"profile": name, "trial": result.id, "gate": str(gate_path), **verdict.as_dict()}
@@ -86,6 +88,7 @@ def recheck(
     out: Root = SWEEPS,
     ratings: Ratings = None,
     device: options.Device = "cpu",
+    num_threads: options.NumThreads = None,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -105,7 +108,7 @@ def recheck(
             "the folder of its sweep with --out"
         )
     chosen, gate_path = _gate(gate, folder)
-    verdict = _judged(folder, result, chosen, device, ratings)
+    verdict = _judged(folder, result, chosen, device, ratings, num_threads)
     payload: dict[str, object] = {
         "profile": name,
         "version": entry.get("version"),
@@ -144,10 +147,22 @@ def _gate(path: Path | None, folder: "SweepFolder") -> "tuple[Gate, Path]":
     return read_gate(given), given
 
 
-def _judged(folder: "SweepFolder", result: "TrialResult", gate: "Gate", device: str, ratings: Path | None) -> "Verdict":
+def _judged(
+    folder: "SweepFolder",
+    result: "TrialResult",
+    gate: "Gate",
+    device: str,
+    ratings: Path | None,
+    num_threads: int | None,
+) -> "Verdict":
+    """With as many threads as an executor of the sweep had: seconds compare, and its renders are the gate's."""
+    import torch
+
     from sakuga.farm.lock import folder_lock
     from sakuga.tuning.promotion import gate_folder, pass_gate
 
+    executors, given = folder.sweep().executors, num_threads or settings.from_environment().num_threads
+    torch.set_num_threads(given or executors.threads or max(1, settings.usable_cores() // executors.count))
     subjective = None if ratings is None else _subjective(ratings, result.id)
     place = gate_folder(folder, gate)
     place.mkdir(parents=True, exist_ok=True)

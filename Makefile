@@ -52,7 +52,8 @@ bench: $(STAMP)  ## measure, and write benchmarks/results/
 	$(BIN)/python benchmarks/fewstep.py --count 8 --seed $(HELD_OUT_SEED) --sheet docs/sheets --json | tail -n 1 > benchmarks/results/fewstep.json.new
 	$(BIN)/python benchmarks/lora_cpu.py --sheet docs/sheets/lora_cpu.png --json | tail -n 1 > benchmarks/results/lora_cpu.json.new
 	$(BIN)/python benchmarks/sweep.py --json | tail -n 1 > benchmarks/results/sweep.json.new
-	for f in first_light mini_quality engine overhead burst dispatch fewstep lora_cpu sweep; do mv benchmarks/results/$$f.json.new benchmarks/results/$$f.json; done
+	$(BIN)/python benchmarks/loop.py --json | tail -n 1 > benchmarks/results/loop.json.new
+	for f in first_light mini_quality engine overhead burst dispatch fewstep lora_cpu sweep loop; do mv benchmarks/results/$$f.json.new benchmarks/results/$$f.json; done
 
 proof: $(STAMP)  ## slow proofs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

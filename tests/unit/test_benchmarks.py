@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def benchmark(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "gpu_train", "fewstep", "sweep"):
+    for name in ("common", "first_light", "mini_quality", "gpu", "gpu_model", "gpu_train", "fewstep", "loop", "sweep"):
         sys.modules.pop(name, None)
 
 
@@ -155,3 +156,18 @@ def test_the_training_script_steps_ours_and_stock_at_toy_shapes(benchmark, capsy
         assert (parameter is stock[name]) is (".lora_" not in name), name
         if ".lora_B." in name:
             assert parameter.any() and stock[name].any(), f"{name} was never trained"
+
+
+def test_loop_keeps_what_the_command_said(benchmark, monkeypatch, capsys):
+    module = benchmark("loop", "--quick", "--json")
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return SimpleNamespace(stdout='noise\n{"request_speedup": 2.0}\n', returncode=0)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    module.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["benchmark"], result["request_speedup"]) == ("loop", 2.0) and "commit" in result
+    assert "--quick" in asked[-1] and asked[-1][1] == "loop"

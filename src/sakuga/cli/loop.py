@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from sakuga import settings
 from sakuga.cli.output import AsJson, finish, stderr_console
-from sakuga.errors import ClusterError, GateFailedError, SakugaError
+from sakuga.errors import ClusterError, GateFailedError
 
 NAME, PROFILE = "loop", "fairy-fast"
 AUDIT_PATIENCE_S = 90.0
@@ -68,6 +68,7 @@ QUICK = Scale(
 
 
 def loop(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything; run again, what is finished there is kept.")] = Path(
         "out/loop"
     ),
@@ -78,47 +79,51 @@ def loop(
     from sakuga.media import check_output_dir
 
     settings.set_for_libraries({"OMP_WAIT_POLICY": "passive"})  # lanes and executors share the cores
-    result = run_loop(check_output_dir(out).resolve(), QUICK if quick else Scale())
+    result = run_loop(Shell(context), check_output_dir(out).resolve(), QUICK if quick else Scale())
     finish(result, _text(result, out), as_json)
 
 
-def run_loop(out: Path, scale: Scale) -> dict[str, object]:
+def run_loop(do: Shell, out: Path, scale: Scale) -> dict[str, object]:
     """What was measured, with the seconds of each part. Raises what a step raised."""
     began = time.monotonic()
     seconds: dict[str, float] = {}
     with _part(seconds, "data"):
         sizes = ("--frames", str(scale.num_frames), "--width", str(scale.side_px), "--height", str(scale.side_px))
-        _do("synth", str(out / "data"), "--groups", str(scale.groups), *sizes)
-        _do("prepare", str(out / "data"), "--out", str(out / "prepared"), "--where", "world=fairy",
+        do("synth", str(out / "data"), "--groups", str(scale.groups), *sizes)
+        do("prepare", str(out / "data"), "--out", str(out / "prepared"), "--where", "world=fairy",
             "--num-frames", str(scale.num_frames))  # fmt: skip
     with _part(seconds, "train"):
-        trained = _do("train", "--data", str(out / "prepared"), "--out", str(out / "run"), "--steps",
+        trained = do("train", "--data", str(out / "prepared"), "--out", str(out / "run"), "--steps",
                       str(scale.train_steps), "--max-minutes", str(scale.train_minutes), *TRAINING)  # fmt: skip
     gates = _write_files(out, scale)
     with _part(seconds, "sweep"):
-        swept = _do("sweep", str(out / "sweep.yaml"), "--out", str(out / "sweeps"))
+        swept = do("sweep", str(out / "sweep.yaml"), "--out", str(out / "sweeps"))
     with _farm(out, seconds):
         with _part(seconds, "promote"):
-            promoted = _promoted(out, gates[0])
+            promoted = _promoted(do, out, gates[0])
         with _part(seconds, "requests"):
-            asked = _requests(out, scale, promoted["entry"])
+            asked = _requests(do, out, scale, promoted["entry"])
         with _part(seconds, "audit"):
-            audits = _audits()
+            audits = _audits(do)
         with _part(seconds, "rollback"):
-            rolled_back = _do("recheck", PROFILE, "--gate", str(gates[1]), "--out", str(out / "sweeps"), may_end=1)
-            listed = _do("profiles")
+            rolled_back = do("recheck", PROFILE, "--gate", str(gates[1]), "--out", str(out / "sweeps"), may_end=1)
+            listed = do("profiles")
     seconds["total"] = round(time.monotonic() - began, 1)
     verdict = {name: promoted["figures"][name] for name in ("speedup", "ref_ssim", "ref_psnr_db", "motion_ratio")}
     return {
         "seconds": seconds,
         "heldout_loss": trained["metrics"].get("heldout/loss"),
-        "report": str(out / "sweeps" / NAME / "report.html"),
-        "trials": swept,
+        "report": f"sweeps/{NAME}/report.html",
+        "trials": {name: swept[name] for name in ("counts", "recommended", "best", "trials_per_minute")},
         "profile": {"trial": promoted["trial"], "refused_before": promoted["refused"], **verdict},
         **asked,
         "audits": audits,
-        "rolled_back": {"faults": rolled_back["faults"], "profiles": listed["data"]},
+        "rolled_back": {"faults": rolled_back["faults"], "profiles": [_brief(each) for each in listed["data"]]},
     }
+
+
+def _brief(entry: Mapping) -> dict[str, object]:
+    return {name: entry[name] for name in ("name", "version", "state", "reason")}
 
 
 def _write_files(out: Path, scale: Scale) -> tuple[Path, Path]:
@@ -147,7 +152,7 @@ def _write_files(out: Path, scale: Scale) -> tuple[Path, Path]:
     return out / "gate.yaml", out / "gate-strict.yaml"
 
 
-def _promoted(out: Path, gate: Path) -> dict:
+def _promoted(do: Shell, out: Path, gate: Path) -> dict:
     """The fastest trial that the gate lets through; those that it refused cost no render."""
     from sakuga.tuning.pareto import front
     from sakuga.tuning.trials import SweepFolder
@@ -158,14 +163,14 @@ def _promoted(out: Path, gate: Path) -> dict:
     for result in sorted(front(folder.results(), objectives), key=lambda each: each.figures["seconds"]):
         words = ("promote", f"{NAME}/{result.id}", "--as", PROFILE, "--gate", str(gate), "--out", str(out / "sweeps"))
         try:
-            return _do(*words) | {"refused": refused}
+            return do(*words) | {"refused": refused}
         except GateFailedError as error:
             stderr_console.print(f"  [yellow]{escape(error.message)}[/yellow]", soft_wrap=True)
             refused.append(result.id)
     raise GateFailedError(f"no trial of the front holds {gate}; look at {folder.report}")
 
 
-def _requests(out: Path, scale: Scale, entry: Mapping) -> dict[str, object]:
+def _requests(do: Shell, out: Path, scale: Scale, entry: Mapping) -> dict[str, object]:
     """The same dancers by the profile and by the reference; seconds as the farm's receipts have them."""
     from sakuga.tuning.cases import INDEX
 
@@ -175,10 +180,10 @@ def _requests(out: Path, scale: Scale, entry: Mapping) -> dict[str, object]:
     for number, case in enumerate(cases[: scale.requests]):
         fields = case["fields"]
         for kind, words in ways.items():
-            job = _do("submit", fields["prompt"], "--image", fields["input_image"], "--set", f"seed={fields['seed']}",
+            job = do("submit", fields["prompt"], "--image", fields["input_image"], "--set", f"seed={fields['seed']}",
                       *words, "--watch", "--out", str(out / f"{kind}-{number}.mp4"))  # fmt: skip
             receipt = out / f"{kind}-{number}.json"
-            _do("download", job["id"], "--variant", "receipt", "--out", str(receipt))
+            do("download", job["id"], "--variant", "receipt", "--out", str(receipt))
             took[kind].append(json.loads(receipt.read_text(encoding="utf-8"))["seconds"]["total"])
     mean = {kind: sum(values) / len(values) for kind, values in took.items()}
     return {
@@ -196,11 +201,11 @@ def _as_reference(entry: Mapping) -> tuple[str, ...]:
     return (*words, *(word for name in plain for word in ("--set", f"{name}={reference[name]}")))
 
 
-def _audits() -> Mapping[str, object]:
+def _audits(do: Shell) -> Mapping[str, object]:
     """What the farm found when it rendered the profile's videos again; it does when its lanes are idle."""
     deadline = time.monotonic() + AUDIT_PATIENCE_S
     while True:
-        (entry,) = [each for each in _do("profiles", shown=False)["data"] if each["name"] == PROFILE]
+        (entry,) = [each for each in do("profiles", shown=False)["data"] if each["name"] == PROFILE]
         if entry["audits"]["passed"] + entry["audits"]["failed"] > 0 or time.monotonic() > deadline:
             return entry["audits"]
         time.sleep(1.0)
@@ -223,26 +228,27 @@ def _farm(out: Path, seconds: dict[str, float]) -> Iterator[None]:
             yield
 
 
-def _do(*words: str, may_end: int = 0, shown: bool = True) -> dict:
-    """Run a command of ours as if it had been typed; its JSON. Raises what it ended with, but for `may_end`."""
-    from sakuga.cli.main import run
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Runs commands of ours as if they had been typed."""
 
-    if shown:
-        _show("sakuga", *words)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()) as told:
-        code = run([*words, "--json"])
-    lines = said.getvalue().strip().splitlines()
-    answer = json.loads(lines[-1]) if lines else {}
-    if code == 0 or (code == may_end and "error" not in answer):
-        return answer
-    raise _raised(words[0], answer.get("error") or {}, code, told.getvalue())
+    context: typer.Context
 
-
-def _raised(command: str, error: Mapping[str, str], code: int, said: str) -> SakugaError:
-    sentence = error.get("message") or f"`sakuga {command}` ended with {code}: {said.strip()[-200:]}"
-    known = {each.code: each for each in (GateFailedError, ClusterError)}
-    return known.get(error.get("code", ""), SakugaError)(sentence)
+    def __call__(self, *words: str, may_end: int = 0, shown: bool = True) -> dict:
+        """The command's JSON. Raises what it raised; ClusterError for another exit code than 0 and `may_end`."""
+        if shown:
+            _show("sakuga", *words)
+        root, said, told, code = self.context.find_root().command, io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+            try:
+                with root.make_context("sakuga", [*words, "--json"]) as context:
+                    root.invoke(context)
+            except typer.Exit as done:
+                code = done.exit_code
+        if code not in (0, may_end):
+            last = (told.getvalue().strip().splitlines() or ["nothing said"])[-1]
+            raise ClusterError(f"`sakuga {words[0]}` ended with {code} ({last}); run the same command again to go on")
+        return json.loads(said.getvalue().strip().splitlines()[-1])
 
 
 def _show(*words: str) -> None:
@@ -272,7 +278,7 @@ def _text(result: Mapping, out: Path) -> str:
             f"{result['request_seconds']['reference']:.2f} s without: {result['request_speedup']:.2f} times as fast",
             f"  audits       {audits['passed']} passed, {audits['failed']} failed",
             f"  rolled back  {'; '.join(result['rolled_back']['faults'])}",
-            f"  report       {result['report']}",
+            f"  report       {out / result['report']}",
             f"  videos       {out}",
             f"  seconds      {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}",
         ]

@@ -181,10 +181,8 @@ def test_a_profile_reaches_the_running_farm_and_is_rolled_back_when_it_does_not_
     num_audited = history().count("audited")
 
     def references_are_gone() -> bool:
-        (gone,) = [
-            line.split()[-1] for line in metrics().splitlines() if line.startswith('sakuga_jobs{state="deleted"}')
-        ]
-        return float(gone) >= num_audited
+        deleted = [line for line in metrics().splitlines() if line.startswith('sakuga_jobs{state="deleted"}')]
+        return bool(deleted) and float(deleted[0].split()[-1]) >= num_audited
 
     until(references_are_gone, "the references to go")
 

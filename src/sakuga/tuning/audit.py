@@ -48,9 +48,9 @@ NUM_JUDGED = 10
 NUM_DECIDING = 3
 """With fewer nothing is rolled back."""
 CONFIDENCE = 0.999
-"""One-sided, of one look at a mean. There is one after each audit: of 100 profiles that are just as good as their bar 79
-would be gone after 100 audits with 0.95, and 5 with this (simulated); of 100 that are two standard deviations worse 95
-are gone after 10."""
+"""One-sided, of one look at a mean. There is one after each audit: of 100 profiles that are just as good as their bar,
+79 would be gone after 100 audits with 0.95, and 5 with this (simulated); of 100 that are two standard deviations worse
+95 are gone after 10."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

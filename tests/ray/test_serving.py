@@ -159,7 +159,7 @@ def test_a_profile_reaches_the_running_farm_and_is_rolled_back_when_it_does_not_
     two_steps = {"num_inference_steps": 2, "guidance_scale": 1.0}  # against six
     client.promote(speed_profile(fields=two_steps, bars=bars, canary_share=1.0, audit_share=1.0))
     asked = {"prompt": "A dancer.", "profile": "fast"}
-    for seed in (1, 2):
+    for seed in range(1, 7):
         video = client.ask("POST", "/videos", asked | {"seed": seed})
         assert (video["profile_version"], video["steps"], video["size"]) == (1, 2, "32x32")
 
@@ -167,10 +167,10 @@ def test_a_profile_reaches_the_running_farm_and_is_rolled_back_when_it_does_not_
         return [event["type"] for event in client.ask("GET", "/profiles/fast")["events"]]  # ty: ignore
 
     until(lambda: "rolled_back" in history(), "a rollback")
-    assert history() == ["rolled_back", "audited", "audited", "promoted"]
+    assert history()[0] == "rolled_back" and set(history()[1:-1]) == {"audited"} and 5 <= len(history()) <= 8
     (told,) = client.profiles()
     assert (told["state"], told["reason"]) == ("retired", "rolled_back")
-    video = client.ask("POST", "/videos", asked | {"seed": 3})
+    video = client.ask("POST", "/videos", asked | {"seed": 7})
     assert (video["profile"], video["profile_version"], video["steps"]) == ("fast", None, 6)
     assert "was rolled back" in str(video["notes"])
 
@@ -178,7 +178,13 @@ def test_a_profile_reaches_the_running_farm_and_is_rolled_back_when_it_does_not_
         return httpx.get(f"{farm.url}/metrics").text
 
     assert 'sakuga_profile_rollbacks_total{model="wan-mini",profile="fast"} 1.0' in metrics()
-    until(lambda: 'sakuga_jobs{state="deleted"} 2.0' in metrics(), "the references to go")
+    num_audited = history().count("audited")
+
+    def references_are_gone() -> bool:
+        deleted = [line for line in metrics().splitlines() if line.startswith('sakuga_jobs{state="deleted"}')]
+        return bool(deleted) and float(deleted[0].split()[-1]) >= num_audited
+
+    until(references_are_gone, "the references to go")
 
 
 def test_a_farm_that_is_stopped_in_a_render_goes_on_at_its_next_start(farm, client, data, expected, tmp_path):

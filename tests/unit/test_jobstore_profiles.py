@@ -131,6 +131,15 @@ def test_an_audit_is_written_with_its_job_once_for_the_same_picture(stores):
     assert stores.audits.tally()[entry.id].open == 3
 
 
+def test_open_audits_of_one_model_do_not_hide_those_of_another(stores, clock):
+    busy, idle = promoted(stores, "1"), promoted(stores, "1", model="n")
+    for number, entry in enumerate((busy, busy, busy, idle)):
+        clock.now += 1.0
+        stores.jobs.submit(watched(entry.id, model=entry.model, render_key=f"{number:064d}"))
+    assert [audit.profile_id for audit in stores.audits.open(limit=2)] == [busy.id, busy.id, idle.id]
+    assert [audit.profile_id for audit in stores.audits.open()] == [busy.id] * 3 + [idle.id]
+
+
 def test_the_verdicts_of_a_profile(stores, clock):
     entry = promoted(stores, "1")
     for digit, passed in zip("cdef", (True, False, True, True), strict=True):

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sakuga.errors import NotFoundError
+from sakuga.errors import ConflictError, NotFoundError
 from sakuga.jobstore import Lane, NewJob
 
 FILE = {"name": "fairy", "num_bytes": 10, "passport": {"rank": 8}}
@@ -49,6 +49,30 @@ def test_a_deleted_lora_stays_in_storage_for_the_renders_under_way(stores):
     stores.renders.failed(stores.renders.claim(LANE), "E_LORA", "rank 3")
     assert stores.jobs.get("app", job.id).state == "failed"
     assert stores.jobs.garbage() == ["app/loras/1"]
+
+
+@pytest.mark.parametrize("place", ["fields", "reference"])
+def test_a_lora_that_a_profile_names_stays_until_that_is_retired(stores, place):
+    entry = stores.loras.add("app", sha256=SHA, object_name="app/loras/1", **FILE)
+    named = {place: {"loras": [{"name": entry.id, "weight": 0.8}]}}
+
+    def promoted(content: str, **fields: object):
+        profile = {"name": "turbo", "model": "m", "canary_share": 0.1, "bars": {}}
+        return stores.profiles.promote("app", profile | fields, content * 64)
+
+    def refused() -> None:
+        with pytest.raises(ConflictError, match=f"{entry.id}' is used by version 1 of profile 'turbo'; let an admin"):
+            stores.loras.delete("app", entry.id)
+
+    first = promoted("1", **named)
+    refused()
+    stores.profiles.activate(first.id)
+    refused()
+    second = promoted("2")
+    stores.profiles.activate(second.id)
+    refused()  # replaced: it comes back when the second one ends
+    stores.profiles.retire(first.id)
+    stores.loras.delete("app", entry.id)
 
 
 def test_a_lora_that_is_added_again_is_not_removed(stores):

@@ -17,6 +17,12 @@ def test_bars_hold_at_their_edges_and_break_beyond():
     assert parse_bars(bars_as_dict(bars)) == bars
 
 
+def test_a_gate_may_ask_for_a_speedup():
+    bars = parse_bars({"speedup": {"min": 2}})
+    assert faults({"speedup": 2.1}, bars) == []
+    assert faults({"speedup": 1.9}, bars) == ["speedup is 1.9, at least 2 is asked for"]
+
+
 @pytest.mark.parametrize("figures", [{}, {"ssim": float("nan")}])
 def test_what_was_not_measured_does_not_pass(figures):
     assert faults(figures, [Bar(figure="ssim", minimum=0.1)]) == ["ssim was not measured"]

@@ -86,6 +86,8 @@ def test_without_a_version_before_it_the_others_get_its_reference():
         ("standard", [offer("fast", canary=0.0), FINE], "fine"),
         ("standard", [offer("fast", canary=1.0, measured=measured(1.0)), FINE], "fast"),
         ("standard", [offer("unmeasured", measured={}), FINE], "fine"),
+        ("standard", [offer("slow", measured=measured(9.0))], None),
+        ("draft", [offer("slow", measured=measured(0.5, speedup=0.9)), FINE], "fine"),
     ],
 )
 def test_a_word_for_the_quality_gives_the_fastest_that_holds_it(quality, offers, name):

@@ -122,6 +122,7 @@ def test_a_gate_of_another_model_or_size_is_refused(folder, change, message):
         ({"num_frames": 6}, "gate.yaml"),
         ({"tier": "best"}, "tier is 'best'"),
         ({"canary_share": 2}, "canary_share is 2"),
+        ({"canary_share": 0}, "canary_share is 0"),
     ],
 )
 def test_bad_gate_files_are_refused_in_one_sentence(tmp_path, change, message):

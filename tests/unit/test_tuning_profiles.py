@@ -40,6 +40,7 @@ def test_the_content_hash_is_of_the_choice_alone():
         ({"fields": {"num_inference_steps": 0}}, "fields of the profile: num_inference_steps is 0"),
         ({"tier": "best"}, "tier is 'best'"),
         ({"canary_share": 1.5}, "canary_share is 1.5"),
+        ({"canary_share": 0}, "no request would ever try the profile"),
         ({"measured": {"ref_ssim": float("nan")}}, "finite number"),
         ({"width": 0}, "width of profile 'fairy-fast' is 0"),
         ({"speed": 3}, "no field 'speed'"),

@@ -108,7 +108,7 @@ def get(deps: Deps, key: Reader, lora_id: Id) -> LoraObject:
 
 @router.delete("/{lora_id}")
 def delete(deps: Deps, key: Writer, lora_id: Id) -> Deleted:
-    """Renders that were asked for before still get it."""
+    """Renders that were asked for before still get it; while a promoted profile names it, it stays (409)."""
     deps.stores.loras.delete(key.tenant, lora_id)
     return Deleted(id=lora_id, object="lora.deleted")
 

@@ -81,7 +81,7 @@ PROFILE_BODY = _body(
         {"name": NAME, "model": NAME, "tier": {"type": "string", "enum": list(TIERS)}, "plan": TEXT}
         | {name: _field(name) for name in ("width", "height", "num_frames")}
         | dict.fromkeys(("fields", "reference", "bars", "measured", "source"), _OBJECT)
-        | dict.fromkeys(("canary_share", "audit_share"), _SHARE),
+        | {"canary_share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "audit_share": _SHARE},
         "name", "model", "width", "height", "num_frames", "fields", "reference", "bars", "measured",
     )
 )  # fmt: skip

@@ -147,7 +147,7 @@ class AuditArgs(Strict):
     max_running: Annotated[int, Field(ge=0)] = 0
     """Renders of a model that may run when a reference is begun; nothing may wait. 0: all its lanes are idle."""
     num_passed: Annotated[int, Field(ge=1)] = NUM_PASSED
-    """Audits in a row after which a version in canary is for all requests."""
+    """Audits after which a version in canary is for all requests, if their means hold the bars."""
     poll_s: Annotated[float, Field(gt=0)] = 5.0
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Connection, Row, func, select, update
 
 from sakuga.jobstore.profiles import tell
-from sakuga.jobstore.schema import FAILED, GONE, OPEN_AUDIT, PASSED, PENDING, RENDERING, audits
+from sakuga.jobstore.schema import FAILED, GONE, OPEN_AUDIT, PASSED, PENDING, RENDERING, audits, profiles
 from sakuga.jobstore.store import JobStore
 from sakuga.jobstore.values import Audit, AuditTally
 
@@ -22,10 +22,14 @@ class Audits:
         self._database = store.database
 
     def open(self, limit: int = 100) -> Sequence[Audit]:
-        """Those that have not ended, the oldest first."""
-        wanted = select(audits).where(audits.c.state.in_(OPEN_AUDIT)).order_by(audits.c.created_at, audits.c.id)
+        """Those that have not ended, the oldest first; of each model so many, since lanes of one may never be idle."""
+        oldest = (audits.c.created_at, audits.c.id)
+        place = func.row_number().over(partition_by=profiles.c.model, order_by=oldest).label("place")
+        ranked = select(audits, place).join(profiles, audits.c.profile_id == profiles.c.id)
+        found = ranked.where(audits.c.state.in_(OPEN_AUDIT)).subquery()
+        wanted = select(found).where(found.c.place <= limit).order_by(found.c.created_at, found.c.id)
         with self._database.reading() as connection:
-            return [_audit(row) for row in connection.execute(wanted.limit(limit))]
+            return [_audit(row) for row in connection.execute(wanted)]
 
     def references(self) -> frozenset[str]:
         """Jobs that open audits wait for."""

@@ -8,10 +8,12 @@ from sqlalchemy.exc import IntegrityError
 from sakuga.errors import ConflictError, NotFoundError, shown
 from sakuga.jobstore.ending import throw_away
 from sakuga.jobstore.ids import new_id
+from sakuga.jobstore.profiles import LIVE, REPLACED
 from sakuga.jobstore.retention import keep
-from sakuga.jobstore.schema import loras
+from sakuga.jobstore.schema import loras, profiles
 from sakuga.jobstore.store import MAX_LISTED, JobStore
 from sakuga.jobstore.values import LoraEntry
+from sakuga.recipe import parse_request
 
 
 class LoraRegistry:
@@ -70,9 +72,13 @@ class LoraRegistry:
         return [_lora(row) for row in rows[:limit]], len(rows) > limit
 
     def delete(self, tenant: str, lora_id: str) -> None:
-        """From now on no recipe can name it; its file goes when no render under way needs it. Raises NotFoundError."""
+        """From now on no recipe can name it; its file goes when no render under way needs it.
+
+        Raises NotFoundError, and ConflictError while a profile that requests get, or may get again, names it.
+        """
         with self._database.writing() as connection:
             row = _one(connection, tenant, lora_id)
+            _check_unused(connection, row)
             connection.execute(delete(loras).where(loras.c.id == row.id))
             throw_away(connection, [row.object_name], self._database.now(connection))
 
@@ -82,6 +88,21 @@ def _one(connection: Connection, tenant: str, lora_id: str) -> Row:
     if row is None:
         raise NotFoundError(f"there is no LoRA {shown(lora_id)}; GET /v1/loras lists yours")
     return row
+
+
+def _check_unused(connection: Connection, lora: Row) -> None:
+    """By profiles of its tenant, whose LoRAs they name, and by what they are held to."""
+    wanted = select(profiles).where(
+        profiles.c.owner == lora.tenant, or_(profiles.c.state.in_(LIVE), profiles.c.reason == REPLACED)
+    )
+    for row in connection.execute(wanted.order_by(profiles.c.name, profiles.c.version)):
+        for fields in (row.profile.get("fields", {}), row.profile.get("reference", {})):
+            named = parse_request({"prompt": "a dancer", "loras": fields.get("loras")}).loras
+            if any(each.name == lora.id for each in named):
+                raise ConflictError(
+                    f"LoRA {shown(lora.id)} is used by version {row.version} of profile {shown(row.name)}; let an "
+                    "admin retire that first"
+                )
 
 
 def _lora(row: Row) -> LoraEntry:

@@ -126,7 +126,8 @@ def as_reference(offer: Offer, why: str) -> Choice:
 
 
 def by_quality(quality: str, offers: Sequence[Offer], wanted: Wanted) -> Choice:
-    """The fastest profile that is good enough and was measured at this size, with these LoRAs; else none."""
+    """The fastest profile that is good enough, faster than its reference and was measured at this size, with these
+    LoRAs; else none."""
     if quality == "best":
         return Choice()
     found = _usable(offers, wanted, TIERS if quality == "draft" else (quality,))
@@ -143,7 +144,7 @@ def by_deadline(
 
     `look` gives the seconds until a lane begins and those of the request as it is; it is asked when it matters.
     """
-    faster = [offer for offer in _usable(offers, wanted, TIERS) if offer.speedup > 1]
+    faster = _usable(offers, wanted, TIERS)
     if wanted.own - {"loras"} or not faster:
         return Choice()
     wait_s, reference_s = look()
@@ -187,7 +188,7 @@ def _with(offer: Offer, *notes: str) -> Choice:
 
 
 def _usable(offers: Iterable[Offer], wanted: Wanted, tiers: Sequence[str]) -> list[Offer]:
-    """Of each name the version that this request would get.
+    """Of each name the version that this request would get, if it is faster than its reference.
 
     Nobody named these profiles, so none may bring a style: they are for requests with the LoRAs of their references.
     """
@@ -201,7 +202,7 @@ def _usable(offers: Iterable[Offer], wanted: Wanted, tiers: Sequence[str]) -> li
     ]
     by_name = groupby(sorted(fitting, key=_name_of), key=_name_of)
     drawn = [_drawn(list(versions), wanted) for _, versions in by_name]
-    return [offer for offer in drawn if offer is not None]
+    return [offer for offer in drawn if offer is not None and offer.speedup > 1]
 
 
 def _drawn(versions: Sequence[Offer], wanted: Wanted) -> Offer | None:

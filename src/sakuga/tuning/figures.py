@@ -4,6 +4,7 @@
     ref_psnr_db, ref_ssim           against the same recipe rendered the reference way
     flicker_ratio, motion_ratio     over those of the reference render; a frozen video has little of either
     seconds, peak_bytes             of one video, on the machine that measured
+    speedup                         how often the reference takes as long
 
 Run: pytest tests/unit/test_tuning_bars.py
 """
@@ -32,6 +33,7 @@ DIRECTIONS = {
     "drift": "min",
     "heldout_loss": "min",
     "seconds": "min",
+    "speedup": "max",
     "denoise_s": "min",
     "train_s": "min",
     "peak_bytes": "min",

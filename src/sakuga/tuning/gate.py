@@ -56,7 +56,7 @@ class Gate(Strict):
     bars: dict[str, object]
     tier: Literal["draft", "standard"] = "standard"
     """What requests may take a profile for that passed here."""
-    canary_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    canary_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("bars")

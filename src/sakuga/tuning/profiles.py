@@ -72,6 +72,8 @@ class SpeedProfile:
             share = getattr(self, name)
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
                 raise ProfileError(f"{name} is {shown(share)}; it must be from 0 to 1")
+        if not self.canary_share:
+            raise ProfileError("canary_share is 0, so no request would ever try the profile; give a share above 0")
         for name, value in self.measured.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ProfileError(f"measured {shown(name)} is {shown(value)}; it must be a finite number")

@@ -128,15 +128,16 @@ def test_a_small_space_ends_before_its_budget(folder):
 
 def test_values_of_every_kind_come_back_from_the_storage():
     space = parse_space(
-        {"a": [None, "x", 1, 2.5, True], "b": [["q"], ["q", "k"], {"kind": "teacache"}], "c": {"low": 1, "high": 9}}
+        {"a": [None, "x", 1, 2.5, True], "b": [["q"], ["q", "k"], {"kind": "teacache"}], "rank": {"low": 1, "high": 9}}
     )
     for name in ("a", "b"):
         for value in space[name].values:
             assert value_of(space[name], label(space[name], value)) is value
         distribution(space[name])
-    assert distribution(space["c"]).to_internal_repr(9) == 9
-    points = random_points(parse_space(SPACE | {"c": {"low": 1, "high": 9}}), 20, seed=1)
-    assert points == random_points(parse_space(SPACE | {"c": {"low": 1, "high": 9}}), 20, seed=1)
+    assert distribution(space["rank"]).to_internal_repr(9) == 9
+    space = parse_space(SPACE | {"rank": {"low": 1, "high": 9}})
+    points = random_points(space, 20, seed=1)
+    assert points == random_points(space, 20, seed=1)
     assert len(points) == 20
-    assert all(0.001 <= point["lr"] <= 0.01 and isinstance(point["c"], int) for point in points)
+    assert all(0.001 <= point["lr"] <= 0.01 and isinstance(point["rank"], int) for point in points)
     assert len(random_points(parse_space({"a": [1, 2]}), 20, seed=1)) == 2

@@ -75,6 +75,8 @@ def test_the_hash_is_of_what_is_found_not_of_how_fast():
         (_with(INFERENCE, evaluation=None), "needs an evaluation"),
         (_with(INFERENCE, evaluation={}), "the evaluation names no cases"),
         (_with(INFERENCE, evaluation__data="x"), "the evaluation names synth, data"),
+        (_with(INFERENCE, evaluation__seeds=[-1]), "evaluation.seeds.0 is -1"),
+        (_with(TRAINING, seeds=[1, 1]), "seeds has one twice"),
         (_with(INFERENCE, evaluation__seeds=[1, 1]), "a seed twice"),
         (_with(INFERENCE, evaluation__synth="moon"), "evaluation.synth is 'moon'"),
         (_with(INFERENCE, evaluation={"manifest": "m.jsonl"}, objectives=["ssim"]), "no trial of this sweep reports"),

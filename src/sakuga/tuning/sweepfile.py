@@ -18,13 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sakuga.errors import SakugaError, SweepError, did_you_mean, shown
-from sakuga.recipe.limits import check_slug
+from sakuga.recipe.limits import MAX_SEED, check_slug
 from sakuga.synth import HELD_OUT_SEED
 from sakuga.tuning.figures import DIRECTIONS
 from sakuga.tuning.space import Parameter, grid, parse_space
 
 MAX_FILE_BYTES = 2**20
-ONE_OBJECTIVE = ("random", "grid", "tpe")
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 RENDERED = frozenset({"flicker", "motion", "warp_error", "drift", "identity", "adherence", "seconds", "denoise_s",
                       "peak_bytes"})  # fmt: skip
 AGAINST_TARGET = frozenset({"psnr_db", "ssim"})
@@ -52,7 +52,7 @@ class Evaluation(Strict):
     """Rows as `sakuga bulk` takes them; without targets."""
     count: Annotated[int, Field(ge=1, le=1000)] = 6
     """At most so many cases."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Of the noise; each case is rendered with each. None: one seed, the case's own."""
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class Sweep(Strict):
     """Training: a data set, or a folder that `sakuga prepare` wrote."""
     where: dict[str, str] = {}
     space: dict[str, object]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Training: each point is trained with each, which gives the effects their intervals."""
     evaluation: Evaluation | None = None
     objectives: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -189,6 +189,8 @@ class Sweep(Strict):
                 )
         if len(set(self.objectives)) < len(self.objectives):
             raise SweepError("an objective is named twice; keep one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SweepError("seeds has one twice; keep one of them")
         if self.search.algorithm == "grid":
             next(grid(parameters))
         elif self.budget.trials is None:

@@ -59,8 +59,9 @@ def test_a_grid_goes_on_whatever_its_trials_do(ray_cluster, tmp_path):
     assert sorted(trial.values[1] for trial in study.trials if trial.values) == [4, 8]
 
     again = run_sweep(sweep, folder, runner=RUNNER)
-    assert again.num_new == 0
-    assert len(begun(folder)) == 6
+    assert (again.num_new, again.counts) == (3, summary.counts)
+    assert len(begun(folder)) == 6 + 4  # what failed, once more
+    assert len(folder.results()) == 5
     with pytest.raises(SweepError, match="other content"):
         run_sweep(sweep_of(space={"rank": [4]}), folder, runner=RUNNER)
 

@@ -85,6 +85,28 @@ def test_a_search_that_dies_in_the_middle_goes_on(folder, algorithm):
     assert finish(Search(sweep, folder), folder) == []
 
 
+@pytest.mark.parametrize("algorithm", ["grid", "tpe"])
+@pytest.mark.parametrize("state", [FAILED, REFUSED])
+def test_the_next_driver_runs_again_what_failed(folder, algorithm, state):
+    grid = GRID if algorithm == "grid" else {}
+    sweep = sweep_of(**{**grid, "search": {"algorithm": algorithm}, "seeds": [0]})
+    search = Search(sweep, folder)
+    failed, stopped = search.next(), search.next()
+    folder.add_to_curve(failed.id, {"share": 0.25})
+    end(search, folder, failed, state)
+    end(search, folder, stopped, STOPPED)
+    others = finish(search, folder)
+    assert failed.id not in ids(others)  # by the same driver it is not
+    (again,) = finish(Search(sweep, folder), folder)
+    assert (again.id, again.point) == (failed.id, failed.point)
+    assert folder.result(failed.id).state == DONE and folder.curve(failed.id) == []
+    told = [trial for trial in study(folder).trials if trial.values == [pytest.approx(again.point["lr"]), 1.0]]
+    assert [trial.params["rank"] for trial in told].count(again.point["rank"]) == 1
+    count = len(study(folder).trials)
+    assert finish(Search(sweep, folder), folder) == []
+    assert len(study(folder).trials) == count
+
+
 def test_a_point_that_had_ended_untold_is_told(folder):
     sweep = sweep_of()
     search = Search(sweep, folder)

@@ -80,7 +80,7 @@ class TrialResult:
             rows = values.get("rows", ())
             assert isinstance(rows, (list, tuple))
             return cls(**{**values, "rows": tuple(CaseFigures(**row) for row in rows)})  # ty: ignore
-        except (TypeError, AssertionError) as error:
+        except (TypeError, AttributeError, AssertionError) as error:
             raise SweepError(f"a trial's result is damaged ({error}); remove it and resume the sweep") from error
 
 
@@ -159,10 +159,21 @@ class SweepFolder:
                 raise SweepError(f"result of trial {trial_id} is damaged ({error}); remove it and resume") from error
         return None
 
+    def forget_failed(self) -> None:
+        """Results of trials that failed or were refused, with what they had reported: they are run again."""
+        for result in self.results():
+            if result.state in (FAILED, REFUSED):
+                for name in (CURVE, RESULT):
+                    (self.trial(result.id) / name).unlink(missing_ok=True)
+
     def add_to_curve(self, trial_id: str, line: Mapping[str, object]) -> None:
         """What a trial reports: its share, tokens and figures."""
         path = self.trial(trial_id) / CURVE
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.read_bytes() if path.is_file() else b""
+        whole = kept[: kept.rfind(b"\n") + 1]
+        if whole != kept:  # a dying process has left its last line half written
+            path.write_bytes(whole)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

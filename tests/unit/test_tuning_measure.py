@@ -1,6 +1,12 @@
 """Inference trials on a tiny Wan: what they measure, what they keep, what they do not render twice."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 
 from sakuga.tuning.measure import InferenceRunner, LoraEvaluator, means, reference_fields
 from sakuga.tuning.renders import RenderStore, peak_memory
@@ -119,3 +125,27 @@ def test_peak_memory_sees_what_a_block_took():
     with peak_memory(torch.device("cpu")) as peak:
         np.ones(2**26, dtype=np.uint8).sum()
     assert peak[0] - before[0] > 2**25
+
+
+def test_what_another_executor_is_rendering_is_waited_for(tmp_path):
+    store, asked, looked = RenderStore(tmp_path), [], threading.Event()
+    video = SimpleNamespace(
+        seconds={"total": 1.0, "denoise": 0.5}, frames_THWC=np.zeros((1, 16, 16, 3), np.uint8), fps=15
+    )
+    engine = SimpleNamespace(device=torch.device("cpu"), render=lambda *_: video, receipt=lambda *_: {})
+    recipe = SimpleNamespace(render_key="k")
+    find = store.find
+
+    def noted(key, machine):
+        found = find(key, machine)
+        looked.set()
+        return found
+
+    store.find = noted
+    with ThreadPoolExecutor(1) as pool:
+        with store._claim("k"):
+            other = pool.submit(store.render, recipe, None, machine="m", engine=lambda: asked.append(1) or engine)
+            assert looked.wait(60)  # it is not there yet
+            store._made(recipe, None, "m", engine)
+        assert other.result(60).seconds == 1.0
+    assert asked == []

@@ -96,7 +96,20 @@ def test_what_is_no_sweep_is_refused_in_one_sentence(sweep, message):
         parse_sweep(sweep)
 
 
-@pytest.mark.parametrize("text", [b"a: [", b"\xff\xfe\xff", b"a: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a: [",
+        b"\xff\xfe\xff",
+        b"a: !!python/object:os.system {}",
+        b"a: &a [*a]",
+        b"[" * 5000,
+        b"a: 2001-13-01",
+        b"a: 1\nb: 2\na: 3",
+        b"a: {b: {c: 1, c: 1}}",
+        b"# \n" * 2**19,
+    ],
+)
 def test_a_file_that_is_no_yaml_is_refused(tmp_path, text):
     path = tmp_path / "sweep.yaml"
     path.write_bytes(text)
@@ -104,6 +117,12 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path, text):
         read_sweep(path)
     with pytest.raises(SweepError, match="cannot be read"):
         read_sweep(tmp_path / "none.yaml")
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("name: a\nkind: inference\nname: b\n")
+    with pytest.raises(SweepError, match=r"'name' stands twice .*line 3"):
+        read_sweep(tmp_path / "sweep.yaml")
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sakuga.errors import SakugaError, SweepError, did_you_mean, shown
@@ -22,8 +21,8 @@ from sakuga.recipe.limits import MAX_SEED, check_slug
 from sakuga.synth import HELD_OUT_SEED
 from sakuga.tuning.figures import DIRECTIONS
 from sakuga.tuning.space import Parameter, grid, parse_space
+from sakuga.tuning.yamlfile import read_yaml
 
-MAX_FILE_BYTES = 2**20
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 RENDERED = frozenset({"flicker", "motion", "warp_error", "drift", "identity", "adherence", "seconds", "denoise_s",
                       "peak_bytes"})  # fmt: skip
@@ -227,16 +226,7 @@ class Sweep(Strict):
 
 def read_sweep(path: Path) -> Sweep:
     """Raises SweepError; relative paths in the file begin where the command is run, as on the command line."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SweepError(f"{shown(path)} is over {MAX_FILE_BYTES // 2**20} MiB; a sweep file is a page of YAML")
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"{shown(path)} cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise SweepError(f"{shown(path)} is no YAML ({where[:160]}); mend that line") from error
-    return parse_sweep(written)
+    return parse_sweep(read_yaml(path, SweepError))
 
 
 def parse_sweep(written: object) -> Sweep:

@@ -33,6 +33,9 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_another_sweep_of_the_name_is_refused(tmp_path):
     folder = SweepFolder(tmp_path / "s")
     folder.create(SWEEP)
+    more = SWEEP.model_copy(update={"executors": SWEEP.executors.model_copy(update={"count": 3})})
+    folder.create(more)
+    assert folder.sweep() == more
     with pytest.raises(SweepError, match="holds a sweep with other content"):
         folder.create(SWEEP.model_copy(update={"objectives": ("flicker",)}))
 

@@ -118,12 +118,17 @@ class SweepFolder:
         return self.trials / trial_id
 
     def create(self, sweep: Sweep) -> None:
-        """Keep the sweep here, or find it again. Raises SweepError when another one has the name, OutputError."""
+        """Keep the sweep here, or find it again; the number of executors may change.
+
+        Raises SweepError when another one has the name, OutputError.
+        """
         path = self.path / "sweep.json"
         if path.is_file():
-            if self.sweep().content_sha256 != sweep.content_sha256:
+            kept = self.sweep()
+            if kept.content_sha256 != sweep.content_sha256:
                 raise SweepError(f"{shown(self.path)} holds a sweep with other content; give this one another name")
-            return
+            if kept == sweep:
+                return
         check_output_dir(self.path)
         write_json_atomic(path, sweep.model_dump(mode="json"))
 

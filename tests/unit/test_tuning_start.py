@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,10 @@ from sakuga.errors import SakugaError
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.points import check_points
 from sakuga.tuning.start import check_start
-from sakuga.tuning.sweepfile import parse_sweep
+from sakuga.tuning.sweepfile import parse_sweep, read_sweep
 from sakuga.tuning.trials import SweepFolder
 
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 INFERENCE = {
     "name": "i", "kind": "inference", "base": {"loras": ["fairy"]}, "space": {"num_inference_steps": [8]},
     "evaluation": {"synth": "fairy"}, "objectives": ["seconds"],
@@ -71,6 +73,11 @@ def test_rows_of_a_manifest_are_read_at_the_start(tmp_path):
     check_start(parse_sweep(plain))
     with pytest.raises(SakugaError, match="adherence is measured where prompts name"):
         check_start(parse_sweep(plain | {"objectives": ["adherence"]}))
+
+
+@pytest.mark.parametrize("name", ["fairy-cache", "fairy-mix"])
+def test_ready_sweeps_lack_nothing(name):
+    check_start(read_sweep(SWEEPS / f"{name}.yaml"))
 
 
 def test_of_a_gpu_elsewhere_nothing_is_said(monkeypatch):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -20,7 +19,7 @@ from sakuga.farm import tune
 from sakuga.farm.schedulers import HELD_OUT, scheduler_of
 from sakuga.farm.tune import run_sweep
 from sakuga.tuning.sweepfile import parse_sweep
-from sakuga.tuning.trials import DONE, FAILED, REFUSED, STOPPED, SweepFolder, TrialResult
+from sakuga.tuning.trials import DONE, FAILED, REFUSED, STOPPED, SweepFolder
 
 pytestmark = pytest.mark.ray
 
@@ -53,14 +52,15 @@ def test_a_grid_goes_on_whatever_its_trials_do(ray_cluster, tmp_path):
     assert reasons[15].startswith("E_WORKER_DIED")
     assert summary.best["heldout_loss"]["point"] == "rank 4, lr 0.001"
     assert json.loads((folder.path / "results.json").read_text())["best"] == summary.best
-    assert len(list((folder.path / "tensorboard").glob("*/events*"))) == 2
+    assert len({path.parent for path in (folder.path / "tensorboard").glob("*/events*")}) == 2
     study = optuna.load_study(study_name="t", storage=f"sqlite:///{folder.path / 'optuna.sqlite'}")
     assert len(study.trials) == 5
     assert sorted(trial.values[1] for trial in study.trials if trial.values) == [4, 8]
 
     again = run_sweep(sweep, folder, runner=RUNNER)
-    assert again.num_new == 0
-    assert len(begun(folder)) == 6
+    assert (again.num_new, again.counts) == (3, summary.counts)
+    assert len(begun(folder)) == 6 + 4  # what failed, once more
+    assert len(folder.results()) == 5
     with pytest.raises(SweepError, match="other content"):
         run_sweep(sweep_of(space={"rank": [4]}), folder, runner=RUNNER)
 
@@ -116,18 +116,20 @@ def test_data_is_prepared_once_at_each_length(tmp_path, monkeypatch):
 def test_rungs_are_made_again_from_what_was_reported(tmp_path):
     sweep = sweep_of(space={"lr": [0.1]}, scheduler={"name": "asha"})
     folder = SweepFolder(tmp_path / "t")
-    new = SimpleNamespace(trial_id="new")
+    new = "new"  # the rungs want its name alone
     report = {"tokens": 250, HELD_OUT: 0.5}
     empty = scheduler_of(sweep, folder)
     empty.on_trial_add(None, new)
     assert empty.on_trial_result(None, new, report) == "CONTINUE"
-    folder.write(TrialResult(id="old", point={}, state=STOPPED))
     folder.add_to_curve("old", {"share": 0.25, "tokens": 250, "figures": {"heldout_loss": 0.4}})
     with (folder.trial("old") / "curve.jsonl").open("a") as file:
         file.write('{"share": 0.5, "tok')  # its driver died
     again = scheduler_of(sweep, folder)
     again.on_trial_add(None, new)
     assert again.on_trial_result(None, new, report) == "STOP"
+    again.on_trial_add(None, "old")  # it was under way, goes on and is in the first rung already
+    again.on_trial_result(None, "old", {"tokens": 300, HELD_OUT: 0.01})
+    assert dict(again._brackets[0]._rungs)[250] == {"old": -0.4, "new": -0.5}
 
 
 def test_a_poor_trial_takes_over_from_a_good_one(ray_cluster, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sakuga.farm.demo.inputs import DRAWINGS, KINDS, PHOTO, manifest_text, write_demo
-from sakuga.farm.manifest import read_manifest
+from sakuga.recipe.manifest import read_manifest
 from sakuga.synth import HELD_OUT_SEED, make_sample
 
 

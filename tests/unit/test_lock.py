@@ -20,7 +20,10 @@ HOLD = (
 def test_second_holder_is_refused_with_the_first_ones_pid(tmp_path):
     with folder_lock(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
-        with pytest.raises(BusyError, match=rf"pid {os.getpid()} on .*--out") as busy, folder_lock(tmp_path):
+        with (
+            pytest.raises(BusyError, match=rf"pid {os.getpid()} on .*; wait for") as busy,
+            folder_lock(tmp_path),
+        ):
             pass
     assert (busy.value.code, busy.value.exit_code) == ("E_BUSY", 4)
     with folder_lock(tmp_path):

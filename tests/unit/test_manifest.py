@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sakuga.errors import ManifestError, RecipeError
-from sakuga.farm.manifest import Manifest, read_manifest
+from sakuga.recipe.manifest import Manifest, read_manifest
 
 ROWS = [
     {"id": "first", "prompt": "a fairy, dancing", "seed": 3, "guidance_scale": 4.5, "loras": "fairy:0.8"},

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sakuga.errors import SweepError
+from sakuga.errors import InputError, SweepError
 from sakuga.media import read_video
 from sakuga.synth import HELD_OUT_SEED, make_sample
 from sakuga.synth.dataset import write_dataset
@@ -38,9 +38,16 @@ def test_cases_of_data_are_its_test_samples(tmp_path):
 def test_cases_of_a_manifest_have_no_target(tmp_path):
     rows = [{"id": "one", "prompt": "a dancer", "input_image": "a.png"}, {"prompt": "another", "seed": 5}]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.png").touch()
     first, second = cases_of(Evaluation(manifest=str(tmp_path / "m.jsonl")), SPEC, tmp_path / "cases")
     assert first.name == "one" and first.fields["input_image"] == str((tmp_path / "a.png").resolve())
     assert second.fields["seed"] == 5 and second.target is None and isinstance(first.fields["seed"], int)
+
+
+def test_a_manifest_may_be_a_table(tmp_path):
+    (tmp_path / "m.csv").write_text("id,prompt,seed\none,a dancer,5\n")
+    (case,) = cases_of(Evaluation(manifest=str(tmp_path / "m.csv")), SPEC, tmp_path / "cases")
+    assert (case.name, dict(case.fields)) == ("one", {"prompt": "a dancer", "seed": 5})
 
 
 def test_another_evaluation_in_the_folder_is_refused(tmp_path):
@@ -50,9 +57,9 @@ def test_another_evaluation_in_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [(b"", "no case"), (b"{", "row 1"), (b'{"propmt": 1}', "did you mean 'prompt'")]
+    "text, message", [(b"", "is empty"), (b"{", "row 1"), (b'{"propmt": 1}', "did you mean 'prompt'")]
 )
 def test_bad_manifests_are_refused(tmp_path, text, message):
     (tmp_path / "m.jsonl").write_bytes(text)
-    with pytest.raises(SweepError, match=message):
+    with pytest.raises(InputError, match=message):
         cases_of(Evaluation(manifest=str(tmp_path / "m.jsonl")), SPEC, tmp_path / "cases")

@@ -1,12 +1,20 @@
 """Inference trials on a tiny Wan: what they measure, what they keep, what they do not render twice."""
 
-import pytest
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+
+from sakuga.engine.local import LocalEngine
+from sakuga.errors import MemoryLimitError
 from sakuga.tuning.measure import InferenceRunner, LoraEvaluator, means, reference_fields
 from sakuga.tuning.renders import RenderStore, peak_memory
 from sakuga.tuning.space import trial_id
 from sakuga.tuning.sweepfile import parse_sweep
-from sakuga.tuning.trials import DONE, CaseFigures, SweepFolder
+from sakuga.tuning.trials import DONE, REFUSED, CaseFigures, SweepFolder
 
 BASE = {"width": 64, "height": 64, "num_frames": 5, "guidance_scale": 1, "loras": ["fairy"]}
 SWEEP = parse_sweep(
@@ -119,3 +127,36 @@ def test_peak_memory_sees_what_a_block_took():
     with peak_memory(torch.device("cpu")) as peak:
         np.ones(2**26, dtype=np.uint8).sum()
     assert peak[0] - before[0] > 2**25
+
+
+def test_renders_that_will_not_fit_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalEngine, "load", lambda *_, **__: pytest.fail("nothing is to be loaded"))
+    small = SWEEP.executors.model_copy(update={"memory_bytes": 10_000_000})
+    runner = InferenceRunner(SWEEP.model_copy(update={"executors": small}), SweepFolder(tmp_path / "s"))
+    with pytest.raises(MemoryLimitError, match=r"64x64 and 5 frames .* the executor has 10 MB"):
+        runner.begin("a", {"num_inference_steps": 1}, 0)
+    assert runner.end(REFUSED, "no room").state == REFUSED
+
+
+def test_what_another_executor_is_rendering_is_waited_for(tmp_path):
+    store, asked, looked = RenderStore(tmp_path), [], threading.Event()
+    video = SimpleNamespace(
+        seconds={"total": 1.0, "denoise": 0.5}, frames_THWC=np.zeros((1, 16, 16, 3), np.uint8), fps=15
+    )
+    engine = SimpleNamespace(device=torch.device("cpu"), render=lambda *_: video, receipt=lambda *_: {})
+    recipe = SimpleNamespace(render_key="k")
+    find = store.find
+
+    def noted(key, machine):
+        found = find(key, machine)
+        looked.set()
+        return found
+
+    store.find = noted
+    with ThreadPoolExecutor(1) as pool:
+        with store._claim("k"):
+            other = pool.submit(store.render, recipe, None, machine="m", engine=lambda: asked.append(1) or engine)
+            assert looked.wait(60)  # it is not there yet
+            store._made(recipe, None, "m", engine)
+        assert other.result(60).seconds == 1.0
+    assert asked == []

@@ -85,6 +85,28 @@ def test_a_search_that_dies_in_the_middle_goes_on(folder, algorithm):
     assert finish(Search(sweep, folder), folder) == []
 
 
+@pytest.mark.parametrize("algorithm", ["grid", "tpe"])
+@pytest.mark.parametrize("state", [FAILED, REFUSED])
+def test_the_next_driver_runs_again_what_failed(folder, algorithm, state):
+    grid = GRID if algorithm == "grid" else {}
+    sweep = sweep_of(**{**grid, "search": {"algorithm": algorithm}, "seeds": [0]})
+    search = Search(sweep, folder)
+    failed, stopped = search.next(), search.next()
+    folder.add_to_curve(failed.id, {"share": 0.25})
+    end(search, folder, failed, state)
+    end(search, folder, stopped, STOPPED)
+    others = finish(search, folder)
+    assert failed.id not in ids(others)  # by the same driver it is not
+    (again,) = finish(Search(sweep, folder), folder)
+    assert (again.id, again.point) == (failed.id, failed.point)
+    assert folder.result(failed.id).state == DONE and folder.curve(failed.id) == []
+    told = [trial for trial in study(folder).trials if trial.values == [pytest.approx(again.point["lr"]), 1.0]]
+    assert [trial.params["rank"] for trial in told].count(again.point["rank"]) == 1
+    count = len(study(folder).trials)
+    assert finish(Search(sweep, folder), folder) == []
+    assert len(study(folder).trials) == count
+
+
 def test_a_point_that_had_ended_untold_is_told(folder):
     sweep = sweep_of()
     search = Search(sweep, folder)
@@ -128,15 +150,16 @@ def test_a_small_space_ends_before_its_budget(folder):
 
 def test_values_of_every_kind_come_back_from_the_storage():
     space = parse_space(
-        {"a": [None, "x", 1, 2.5, True], "b": [["q"], ["q", "k"], {"kind": "teacache"}], "c": {"low": 1, "high": 9}}
+        {"a": [None, "x", 1, 2.5, True], "b": [["q"], ["q", "k"], {"kind": "teacache"}], "rank": {"low": 1, "high": 9}}
     )
     for name in ("a", "b"):
         for value in space[name].values:
             assert value_of(space[name], label(space[name], value)) is value
         distribution(space[name])
-    assert distribution(space["c"]).to_internal_repr(9) == 9
-    points = random_points(parse_space(SPACE | {"c": {"low": 1, "high": 9}}), 20, seed=1)
-    assert points == random_points(parse_space(SPACE | {"c": {"low": 1, "high": 9}}), 20, seed=1)
+    assert distribution(space["rank"]).to_internal_repr(9) == 9
+    space = parse_space(SPACE | {"rank": {"low": 1, "high": 9}})
+    points = random_points(space, 20, seed=1)
+    assert points == random_points(space, 20, seed=1)
     assert len(points) == 20
-    assert all(0.001 <= point["lr"] <= 0.01 and isinstance(point["c"], int) for point in points)
+    assert all(0.001 <= point["lr"] <= 0.01 and isinstance(point["rank"], int) for point in points)
     assert len(random_points(parse_space({"a": [1, 2]}), 20, seed=1)) == 2

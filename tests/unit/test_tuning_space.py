@@ -1,11 +1,14 @@
 """Search spaces: what they hold, what a point is called, what is refused."""
 
+import dataclasses
 import re
 
 import pytest
 
 from sakuga.errors import SweepError
-from sakuga.tuning.space import Choice, Range, grid, parse_space, trial_id, words
+from sakuga.training.config import TrainConfig
+from sakuga.tuning.search import random_points
+from sakuga.tuning.space import WHOLE_FIELDS, Choice, Range, grid, parse_space, trial_id, words
 
 
 def test_a_grid_has_every_combination_once():
@@ -15,12 +18,20 @@ def test_a_grid_has_every_combination_once():
     assert points[0] == {"rank": 4, "lr": 1e-3} and points[1] == {"rank": 4, "lr": 1e-2}
 
 
-def test_ranges_are_whole_when_both_ends_are():
-    space = parse_space({"steps": {"low": 4, "high": 20}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}})
-    assert space == {"steps": Range(low=4, high=20), "lr": Range(low=1e-4, high=1e-2, log=True)}
-    steps, lr = space.values()
-    assert isinstance(steps, Range) and steps.is_whole
-    assert isinstance(lr, Range) and not lr.is_whole
+def test_ranges_are_whole_where_the_field_is_however_the_ends_are_written():
+    space = parse_space({"rank": {"low": 4.0, "high": 20}, "guidance_scale": {"low": 1, "high": 5, "log": True}})
+    assert space == {
+        "rank": Range(low=4, high=20, is_whole=True), "guidance_scale": Range(low=1.0, high=5.0, log=True)
+    }  # fmt: skip
+    assert [type(end) for each in space.values() for end in each.ends()] == [int, int, float, float]
+    drawn = random_points(space, 20, seed=0)
+    assert all(isinstance(point["rank"], int) for point in drawn)
+    assert len({point["guidance_scale"] for point in drawn} - {1, 2, 3, 4, 5}) == 20
+
+
+def test_fields_of_runs_that_are_whole_are_known():
+    whole = {field.name for field in dataclasses.fields(TrainConfig) if field.type == "int"} - {"seed"}
+    assert whole <= WHOLE_FIELDS and not WHOLE_FIELDS & {"lr", "alpha", "weight", "flow_shift", "text_dropout"}
 
 
 def test_a_trial_id_is_of_the_content_not_of_the_spelling():
@@ -50,6 +61,8 @@ def test_null_is_a_value():
         ({"lr": {"low": 0, "high": float("inf")}}, "high of lr is inf"),
         ({"lr": {"low": 0, "hgih": 1}}, "give low, high and log"),
         ({"lr": {"low": 0, "high": 1, "log": "yes"}}, "log of lr is 'yes'"),
+        ({"rank": {"low": 4, "high": 8.5}}, "rank goes from 4 to 8.5; both must be whole numbers"),
+        ({"num_frames": {"low": 5, "high": 17}}, "list its values"),
         ({"lr": [float("nan")]}, "values must be finite"),
     ],
 )

@@ -53,7 +53,10 @@ def test_a_sweep_knows_which_figures_it_can_report():
 
 def test_the_hash_is_of_what_is_found_not_of_how_fast():
     sweep = parse_sweep(INFERENCE)
-    assert parse_sweep(_with(INFERENCE, executors={"count": 4})).content_sha256 == sweep.content_sha256
+    free = {"count": 4, "cpus": 2, "threads": 1}
+    assert parse_sweep(_with(INFERENCE, executors=free)).content_sha256 == sweep.content_sha256
+    for name, value in (("device", "cuda"), ("memory_bytes", 10**9)):
+        assert parse_sweep(_with(INFERENCE, executors={name: value})).content_sha256 != sweep.content_sha256
     assert parse_sweep(_with(INFERENCE, evaluation__count=3)).content_sha256 != sweep.content_sha256
     assert parse_sweep(sweep.model_dump(mode="json")) == sweep
 
@@ -75,13 +78,24 @@ def test_the_hash_is_of_what_is_found_not_of_how_fast():
         (_with(INFERENCE, evaluation=None), "needs an evaluation"),
         (_with(INFERENCE, evaluation={}), "the evaluation names no cases"),
         (_with(INFERENCE, evaluation__data="x"), "the evaluation names synth, data"),
+        (_with(INFERENCE, evaluation__seeds=[-1]), "evaluation.seeds.0 is -1"),
+        (_with(TRAINING, seeds=[1, 1]), "seeds has one twice"),
         (_with(INFERENCE, evaluation__seeds=[1, 1]), "a seed twice"),
         (_with(INFERENCE, evaluation__synth="moon"), "evaluation.synth is 'moon'"),
         (_with(INFERENCE, evaluation={"manifest": "m.jsonl"}, objectives=["ssim"]), "no trial of this sweep reports"),
         (_with(INFERENCE, search__algorithm="tpe"), "goes on for ever; give budget.trials"),
         (_with(INFERENCE, search__algorithm="nsga2", objectives=["seconds"], budget__trials=4), "several objectives"),
         (_with(INFERENCE, scheduler__name="asha"), "takes scheduler none"),
-        (_with(INFERENCE, name="../x"), "name"),
+        (_with(INFERENCE, name="../x"), "name is '../x'"),
+        (_with(INFERENCE, model=5), "model is 5"),
+        (_with(INFERENCE, objectives="ssim"), "objectives is 'ssim'; write a list"),
+        (_with(INFERENCE, objectives=["beauty"]), "no figure 'beauty'; it can report adherence"),
+        (_with(INFERENCE, executors={"oversize": "resize"}), "an inference sweep takes refuse"),
+        (_with(TRAINING, executors={"workers": 2, "oversize": "resize"}), "above 1 leave them out"),
+        (_with(TRAINING, executors={"workers": 2, "memory_bytes": 1}), "above 1 leave them out"),
+        (_with(INFERENCE, base={"num_frames": 1}, objectives=["motion_ratio"]), "one frame has no motion_ratio"),
+        (_with(INFERENCE, base={}, space={"num_frames": [1, 5]}, objectives=["flicker"]), "one frame has no flicker"),
+        (_with(TRAINING, evaluation={"synth": "fairy"}, render={"num_frames": 1}, objectives=["motion"]), "no motion"),
         (_with(TRAINING, budget={}), "needs budget.tokens"),
         (_with(TRAINING, data=None), "needs data"),
         (_with(TRAINING, scheduler__name="pbt"), "the space has lr alone"),
@@ -94,7 +108,20 @@ def test_what_is_no_sweep_is_refused_in_one_sentence(sweep, message):
         parse_sweep(sweep)
 
 
-@pytest.mark.parametrize("text", [b"a: [", b"\xff\xfe\xff", b"a: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a: [",
+        b"\xff\xfe\xff",
+        b"a: !!python/object:os.system {}",
+        b"a: &a [*a]",
+        b"[" * 2000,
+        b"a: 2001-13-01",
+        b"a: 1\nb: 2\na: 3",
+        b"a: {b: {c: 1, c: 1}}",
+        b"# \n" * 2**19,
+    ],
+)
 def test_a_file_that_is_no_yaml_is_refused(tmp_path, text):
     path = tmp_path / "sweep.yaml"
     path.write_bytes(text)
@@ -102,6 +129,12 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path, text):
         read_sweep(path)
     with pytest.raises(SweepError, match="cannot be read"):
         read_sweep(tmp_path / "none.yaml")
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("name: a\nkind: inference\nname: b\n")
+    with pytest.raises(SweepError, match=r"'name' stands twice .*line 3"):
+        read_sweep(tmp_path / "sweep.yaml")
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)

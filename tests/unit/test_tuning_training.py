@@ -12,7 +12,7 @@ from sakuga.training.prepared import PreparedSet
 from sakuga.training.trainer import Trainer
 from sakuga.tuning import training_runner
 from sakuga.tuning.sweepfile import parse_sweep
-from sakuga.tuning.training_runner import TrainingRunner, check_lengths, lengths, prepared_folder, steps_of, stops
+from sakuga.tuning.training_runner import TrainingRunner, check_lengths, prepared_folder, steps_of, stops
 from sakuga.tuning.trials import DONE, FAILED, SweepFolder
 from sakuga.wan.passport import read_passport
 from tiny_training import CARD, config, prepared_set
@@ -174,9 +174,6 @@ def test_data_at_other_lengths(prepared, folder):
     with pytest.raises(SweepError, match="was prepared at 5, 9 frames and the space asks for 5, 13"):
         check_lengths(sweep)
     check_lengths(sweep_of(prepared, space={"num_frames": [5, 9]}))
-    with pytest.raises(SweepError, match="list them"):
-        lengths(sweep_of(prepared, space={"num_frames": {"low": 5, "high": 13}}, search={"algorithm": "random"},
-                         budget={"tokens": TOKENS, "trials": 2}))  # fmt: skip
     raw = sweep_of(folder.path, space={"num_frames": [5, 9]})
     assert prepared_folder(raw, folder, 9) == folder.prepared / "9"
 

@@ -33,6 +33,9 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_another_sweep_of_the_name_is_refused(tmp_path):
     folder = SweepFolder(tmp_path / "s")
     folder.create(SWEEP)
+    more = SWEEP.model_copy(update={"executors": SWEEP.executors.model_copy(update={"count": 3})})
+    folder.create(more)
+    assert folder.sweep() == more
     with pytest.raises(SweepError, match="holds a sweep with other content"):
         folder.create(SWEEP.model_copy(update={"objectives": ("flicker",)}))
 
@@ -43,6 +46,15 @@ def test_a_sweep_that_is_not_there_names_those_that_are(tmp_path):
         SweepFolder(tmp_path / "x").sweep()
 
 
+def test_a_line_that_was_half_written_is_cut_before_the_next(tmp_path):
+    folder = SweepFolder(tmp_path / "s")
+    folder.add_to_curve("a", {"share": 0.25})
+    with (folder.trial("a") / "curve.jsonl").open("a") as file:
+        file.write('{"share": 0.5, "tok')
+    folder.add_to_curve("a", {"share": 0.5})
+    assert folder.curve("a") == [{"share": 0.25}, {"share": 0.5}]
+
+
 def test_damaged_files_are_told_of(tmp_path):
     folder = SweepFolder(tmp_path / "s")
     folder.create(SWEEP)
@@ -50,6 +62,9 @@ def test_damaged_files_are_told_of(tmp_path):
     (folder.trial(RESULT.id) / "result.json").write_text("{")
     with pytest.raises(SweepError, match="is damaged"):
         folder.result(RESULT.id)
+    (folder.trial(RESULT.id) / "result.json").write_text("[]")
+    with pytest.raises(SweepError, match="is damaged"):
+        folder.results()
     (folder.path / "sweep.json").write_text("{")
     with pytest.raises(SweepError, match=r"damaged sweep\.json"):
         folder.sweep()

@@ -157,7 +157,7 @@ def test_workers_share_the_cores_unless_threads_are_asked_for(plan, monkeypatch,
 
 
 def test_rows_are_sorted_into_tasks_finished_and_failed(plan, tmp_path):
-    from sakuga.farm.manifest import read_manifest
+    from sakuga.recipe.manifest import read_manifest
 
     prompts = ["dance", "no recipe", "twirl", ""]
     path = tmp_path / "m.jsonl"

@@ -44,8 +44,8 @@ def resolve(
     Relative paths begin at `base_dir`; `weights` as in `LocalEngine.load`. A missing seed is drawn here. Raises
     GeometryError, ModelError, RecipeError, ImageError, VideoError, LoraError or WeightsError.
     """
-    bare = _recipe(request, card, weights_sha256="0" * 64)
-    check_task(_with_placeholders(bare, request), card)
+    bare = bare_recipe(request, card)
+    check_task(bare, card)
     notes: list[str] = []
     images = {
         role: load_image(base_dir / path, tell=lambda text, role=role: notes.append(f"{role}: {text}"))
@@ -59,7 +59,7 @@ def resolve(
             f"the weights of {card.name} are {found.sha256[:12]}, not {str(request.weights_sha256)[:12]} as asked; "
             "give the right --weights or leave weights_sha256 out"
         )
-    lora_paths = tuple(_lora_path(lora, card, found, base_dir) for lora in request.loras)
+    lora_paths = tuple(lora_file(lora, card, found.lora_dir, base_dir) for lora in request.loras)
     passports = [read_passport(path) for path in lora_paths]
     request, more_notes = _with_schedule_of_loras(request, lora_paths, passports, found)
     notes += more_notes
@@ -179,19 +179,21 @@ def _with_schedule_of_loras(
     return request.model_copy(update=taken), notes
 
 
-def _with_placeholders(recipe: RenderRecipe, request: RecipeRequest) -> RenderRecipe:
-    """The recipe with the roles of its files but not their hashes: enough to check the task before reading them."""
+def bare_recipe(request: RecipeRequest, card: ModelCard) -> RenderRecipe:
+    """The recipe without its LoRAs, and with the roles of its files but not their hashes: enough to check the task
+    before reading them."""
     nothing = "0" * 64
     return replace(
-        recipe,
+        _recipe(request, card, weights_sha256=nothing),
         images=tuple(ImageRef(role=role, sha256=nothing) for role in IMAGE_ROLES if getattr(request, role)),
         videos=tuple(VideoRef(role=role, sha256=nothing) for role in VIDEO_ROLES if getattr(request, role)),
     )
 
 
-def _lora_path(lora: LoraRequest, card: ModelCard, weights: WeightSet, base_dir: Path) -> Path:
+def lora_file(lora: LoraRequest, card: ModelCard, lora_dir: Path | None, base_dir: Path) -> Path:
+    """Where a LoRA lies; `lora_dir` has those of the model. Raises ModelError or LoraError when it is not there."""
     if lora.name is not None:
-        path = embedded_lora(lora.name, card.name, weights.lora_dir, card.loras)
+        path = embedded_lora(lora.name, card.name, lora_dir, card.loras)
     else:
         path = base_dir / str(lora.path)
     if not path.is_file():

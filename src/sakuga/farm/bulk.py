@@ -20,7 +20,6 @@ from sakuga import settings
 from sakuga.errors import ClusterError, ManifestError, OutputError, shown
 from sakuga.farm.interrupt import signals_interrupt
 from sakuga.farm.lock import folder_lock
-from sakuga.farm.manifest import read_manifest
 from sakuga.farm.planning import RunPlan, begin_progress, finished_row, plan_rows
 from sakuga.farm.results import (
     SUMMARY_NAME,
@@ -34,6 +33,7 @@ from sakuga.farm.results import (
 from sakuga.farm.rows import LOCAL, RAY_FAILURES, check_gpus, check_worker_device, cluster, outcomes
 from sakuga.farm.worker import ATTEMPTS_FOLDER, ENGINE_RENDERER, EngineOptions, RenderPlan, RenderWorker, result_of
 from sakuga.media import check_output_dir, write_json_atomic
+from sakuga.recipe.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ def folder_lock(out: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(
-                f"another run{_holder(descriptor)} works in {out}; wait for its end or choose another folder with --out"
+                f"another run{_holder(descriptor)} works in {out}; wait for its end, or work in another folder"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)

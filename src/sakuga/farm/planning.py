@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sakuga.errors import SakugaError
-from sakuga.farm.manifest import Manifest
 from sakuga.farm.progress import PROGRESS_NAME, ProgressEvent
 from sakuga.farm.results import RECEIPT_SUFFIX, VIDEO_SUFFIX, RowResult, finished_receipt
 from sakuga.farm.worker import RenderPlan, RowTask
 from sakuga.media import write_bytes_atomic
+from sakuga.recipe.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Tune's schedulers for the trials of a sweep: which go on, and with which rate.
 
 Time is counted in tokens, which clips of any length have alike. Tune forgets the rungs of successive halving when a
-driver dies; here they follow from what ended trials have reported.
+driver dies; here they follow from what all trials have reported, also those that were under way.
 
 Run: pytest tests/ray/test_tune.py
 """
@@ -20,7 +20,7 @@ from ray.tune.utils import flatten_dict
 
 from sakuga.tuning.space import Choice
 from sakuga.tuning.sweepfile import Sweep
-from sakuga.tuning.trials import SweepFolder
+from sakuga.tuning.trials import CURVE, SweepFolder
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -47,11 +47,26 @@ class _InTurn(_Patient, FIFOScheduler):
 
 
 class _Halving(_Patient, ASHAScheduler):
-    """The worse trials are stopped at each rung."""
+    """The worse trials are stopped at each rung.
+
+    Trials are known by their names and not by Tune's ids, so that one that goes on under another driver counts once.
+    """
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict) -> str:
+        return super().on_trial_result(tune_controller, _named(trial), result)
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict) -> None:
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        super().on_trial_remove(tune_controller, _named(trial))
 
 
 def scheduler_of(sweep: Sweep, folder: SweepFolder) -> TrialScheduler:
-    """With what ended trials have shown."""
+    """With what trials have shown."""
     chosen, tokens = sweep.scheduler, sweep.budget.tokens or 1
     if chosen.name == "asha":
         halving = _Halving(
@@ -94,8 +109,13 @@ def _within(ends: Sequence[object], config: dict) -> dict:
 def _replay(scheduler: ASHAScheduler, folder: SweepFolder) -> None:
     """The rungs as they were: Tune does not keep them when a driver dies."""
     controller = cast("TuneController", None)  # which it does not ask
-    for result in folder.results():
-        stand_in = cast("Trial", SimpleNamespace(trial_id=result.id))
-        scheduler.on_trial_add(controller, stand_in)
-        for line in folder.curve(result.id):
-            scheduler.on_trial_result(controller, stand_in, flatten_dict(line))
+    for path in sorted(folder.trials.glob(f"*/{CURVE}")):
+        trial = cast("Trial", path.parent.name)
+        scheduler.on_trial_add(controller, trial)
+        for line in folder.curve(path.parent.name):
+            scheduler.on_trial_result(controller, trial, flatten_dict(line))
+
+
+def _named(trial: Trial) -> Trial:
+    """What of a trial the rungs keep."""
+    return cast("Trial", SimpleNamespace(trial_id=str(trial)))

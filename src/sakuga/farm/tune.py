@@ -43,8 +43,9 @@ from sakuga.tuning.points import check_points
 from sakuga.tuning.report import no_trial, write_report
 from sakuga.tuning.search import Search, Work
 from sakuga.tuning.space import Point
+from sakuga.tuning.start import check_start
 from sakuga.tuning.sweepfile import Sweep
-from sakuga.tuning.training_runner import check_lengths, is_prepared, lengths, prepared_folder
+from sakuga.tuning.training_runner import is_prepared, lengths, prepared_folder
 from sakuga.tuning.trials import FAILED, STATES, STOPPED, CaseFigures, SweepFolder, TrialResult
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ def run_sweep(
     """
     began = time.monotonic()
     check_points(sweep)
-    if sweep.kind == "training":
-        check_lengths(sweep)
+    if runner is None:
+        check_start(sweep)
     check_worker_device(sweep.executors.device)
     if settings.in_submitted_job() and not folder.path.is_absolute():
         raise SweepError(
@@ -364,5 +365,5 @@ def _summary(sweep: Sweep, folder: SweepFolder, known: int, wall_s: float) -> Sw
     facts = {**summary.as_dict(), "directions": sweep.directions, "trials": [each.as_dict() for each in results]}
     write_json_atomic(folder.path / "results.json", facts)
     if chosen is None:
-        raise SweepError(f"{no_trial(sweep, results)}; mend that, and give the sweep another name")
+        raise SweepError(f"{no_trial(sweep, results)}; mend that, and run it again")
     return summary

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from sakuga.errors import InputError, SweepError, shown
+from sakuga.errors import SweepError, shown
 from sakuga.media import save_image, write_json_atomic
 from sakuga.media.lossless import write_lossless
 from sakuga.quality.frames import Frames
 from sakuga.recipe import IMAGE_ROLES, VIDEO_ROLES
-from sakuga.recipe.request import parse_request, seed_from_content
+from sakuga.recipe.manifest import ManifestRow, read_manifest
 from sakuga.synth import make_sample
 from sakuga.training.clips import ClipSpec, cut, plan_clip
 from sakuga.training.layouts import read_data, split_of
@@ -78,7 +78,7 @@ def _made(evaluation: Evaluation, spec: CaseSpec, folder: Path) -> Iterator[Case
         return _drawn(evaluation, spec, folder)
     if evaluation.data is not None:
         return _of_data(evaluation, spec, folder)
-    return _of_manifest(evaluation)
+    return iter(cases_of_manifest(evaluation))
 
 
 def _with_seeds(case: Case, seeds: Sequence[int] | None) -> Iterator[Case]:
@@ -133,20 +133,21 @@ def _written(
     return Case(name=name, fields=fields, target=str(target))
 
 
-def _of_manifest(evaluation: Evaluation) -> Iterator[Case]:
-    path = Path(str(evaluation.manifest))
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"{shown(path)} cannot be read ({error}); give a JSONL file of rows") from error
-    for number, line in enumerate(lines[: evaluation.count], start=1):
-        try:
-            row = json.loads(line)
-            request = parse_request(row)
-        except (InputError, ValueError, TypeError) as error:
-            raise SweepError(f"row {number} of {shown(path)}: {error}") from error
-        fields = request.model_dump(mode="json", exclude_unset=True, exclude={"id"})
-        for role in (*IMAGE_ROLES, *VIDEO_ROLES):
-            if role in fields:
-                fields[role] = str((path.parent / fields[role]).resolve())
-        yield Case(name=request.id or f"row-{number:04d}", fields={"seed": seed_from_content(row), **fields})
+def cases_of_manifest(evaluation: Evaluation) -> tuple[Case, ...]:
+    """Its first rows. Raises SweepError for the first row that cannot be rendered, ManifestError for the file."""
+    manifest = read_manifest(str(evaluation.manifest))
+    if manifest.errors:
+        first = manifest.errors[0]
+        raise SweepError(f"row {first.number} of {shown(manifest.path)}: {first.message}")
+    return tuple(_of_row(row, manifest.base_dir) for row in manifest.rows[: evaluation.count])
+
+
+def _of_row(row: ManifestRow, base_dir: Path) -> Case:
+    fields = row.request.model_dump(mode="json", exclude_unset=True, exclude={"id"})
+    for role in (*IMAGE_ROLES, *VIDEO_ROLES):
+        if fields.get(role) is not None:
+            path = (base_dir / fields[role]).resolve()
+            if not path.is_file():
+                raise SweepError(f"row {row.number} of the manifest names {shown(path)}, which does not exist")
+            fields[role] = str(path)
+    return Case(name=row.id, fields={**fields, "seed": row.request.seed})

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sakuga.errors import GateError, InputError, SakugaError, did_you_mean, shown
@@ -37,6 +36,7 @@ from sakuga.tuning.profiles import PROFILE_FIELDS
 from sakuga.tuning.renders import RenderStore
 from sakuga.tuning.sweepfile import AGAINST_REFERENCE, AGAINST_TARGET, RENDERED, Evaluation, Strict
 from sakuga.tuning.trials import CaseFigures
+from sakuga.tuning.yamlfile import read_yaml
 from sakuga.wan.catalogue import card
 
 SHOWN_FAILURES = 3
@@ -142,12 +142,7 @@ class Verdict:
 
 def read_gate(path: Path) -> Gate:
     """Raises GateError, with up to three faults."""
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise GateError(f"{shown(path)} cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
-        raise GateError(f"{shown(path)} is no YAML ({' '.join(str(error).split())[:160]}); mend that line") from error
+    written = read_yaml(path, GateError)
     if not isinstance(written, Mapping):
         raise GateError(f"{shown(path)} holds {shown(written)}; a gate has model, cases and bars")
     try:

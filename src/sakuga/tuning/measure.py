@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sakuga.cost import check_fits
 from sakuga.engine.local import LocalEngine
 from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.resolve import resolve
@@ -35,7 +36,7 @@ from sakuga.tuning.sweepfile import Sweep
 from sakuga.tuning.trials import DONE, CaseFigures, SweepFolder, TrialResult
 from sakuga.wan.cards import ModelCard
 from sakuga.wan.catalogue import card
-from sakuga.wan.device import check_device
+from sakuga.wan.device import check_device, memory_bytes
 
 TIMES = ("seconds", "denoise_s", "reference_seconds", "speedup")
 SIZE_FIELDS = ("width", "height", "num_frames", "fps")
@@ -124,15 +125,24 @@ class InferenceRunner:
         self._renderer = CaseRenderer(
             sweep.model, sweep.weights, RenderStore(folder.renders), device=device or sweep.executors.device
         )
+        self._device = check_device(device or sweep.executors.device)
         self._cases = cases_of(sweep.evaluation, case_spec(sweep), folder.cases)
         self._rows: list[CaseFigures] = []
         self._began = self._started = time.monotonic()
         self._free_at: float | None = None
 
     def begin(self, trial_id: str, point: Point, seed: int = 0) -> None:
+        """Raises MemoryLimitError for renders that are predicted not to fit, before anything is loaded for them."""
         self._id, self._point, self._seed = trial_id, dict(point), seed
         self._fields = render_fields(self.sweep.base, point)
         self._rows, self._began, self._started = [], time.monotonic(), 0.0
+        executors = self.sweep.executors
+        shared_by = 1 if self._device.type == "cuda" else executors.count
+        room = executors.memory_bytes or memory_bytes(self._device) // shared_by
+        for case in self._cases:
+            for fields in (self._fields, reference_fields(self.sweep, self._fields)):
+                recipe, _ = self._renderer.resolve(case, fields)
+                check_fits(recipe, self._renderer.card, ExecutionPlan(), room, "the executor")
 
     def advance(self) -> TrialReport:
         self._started = self._started or time.monotonic()

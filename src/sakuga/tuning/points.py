@@ -22,6 +22,8 @@ from sakuga.wan.catalogue import card
 NOT_SWEPT = frozenset({"id", "model", "prompt", "seed", "weights_sha256", "input_image", "end_image", "reference_image",
                        "input_video", "control_video", "vace_video", "vace_mask"})  # fmt: skip
 """Of a request: the cases decide these."""
+OF_THE_CASES = ("width", "height", "fps")
+"""Of a request: the sweep's targets are made at one size and speed."""
 NOT_TRAINED_WITH = frozenset({"model", "mode", "num_steps", "seed", "start_lora_sha256", "style_lora_sha256"})
 """Settings of a run that the sweep decides itself."""
 PROMPT = "a dancer"
@@ -57,9 +59,13 @@ def train_config(sweep: Sweep, point: Point, *, num_steps: int, seed: int) -> Tr
 
 
 def check_points(sweep: Sweep) -> None:
-    """Every value of the space, one at a time beside the first of the others. Raises SweepError."""
+    """The base, and every value of the space, one at a time beside the first of the others. Raises SweepError."""
     _check_names(sweep)
     parameters = sweep.parameters
+    try:  # alone: the first value of the space has nothing to do with its faults
+        _check_base(sweep)
+    except InputError as error:
+        raise error if isinstance(error, SweepError) else SweepError(f"the base: {error.message}") from error
     first = {name: parameter.ends()[0] for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for value in parameter.ends():
@@ -71,20 +77,34 @@ def check_points(sweep: Sweep) -> None:
                 raise SweepError(f"{name} {shown(value)} of the space: {error.message}") from error
 
 
-def _check(sweep: Sweep, point: Point) -> None:
-    found = card(sweep.model)
+def _check_base(sweep: Sweep) -> None:
     if sweep.kind == "inference":
-        for fields in (render_fields(sweep.base, point), {**sweep.base, **sweep.reference}):
-            request = parse_request({"model": sweep.model, "prompt": PROMPT, **fields})
-            _check_geometry(sweep, request.width, request.height, request.num_frames)
+        _check_request(sweep, sweep.base)
+        _check_others(sweep, "reference", {**sweep.base, **sweep.reference})
+    else:
+        train_config(sweep, {}, num_steps=1, seed=0).check_card(card(sweep.model))
+        _check_others(sweep, "render", sweep.render)
+
+
+def _check_others(sweep: Sweep, name: str, fields: Mapping[str, object]) -> None:
+    try:
+        _check_request(sweep, fields)
+    except InputError as error:
+        raise SweepError(f"{name}: {error.message}") from error
+
+
+def _check(sweep: Sweep, point: Point) -> None:
+    if sweep.kind == "inference":
+        _check_request(sweep, render_fields(sweep.base, point))
         return
-    config = train_config(sweep, point, num_steps=1, seed=0)
-    config.check_card(found)
-    if config.mode != "lora":
-        raise SweepError("a sweep trains LoRAs; leave mode out")
+    train_config(sweep, point, num_steps=1, seed=0).check_card(card(sweep.model))
     if "num_frames" in point:
         _check_geometry(sweep, None, None, point["num_frames"])
-    parse_request({"model": sweep.model, "prompt": PROMPT, **sweep.render})
+
+
+def _check_request(sweep: Sweep, fields: Mapping[str, object]) -> None:
+    request = request_of(sweep, fields, {"prompt": PROMPT})
+    _check_geometry(sweep, request.width, request.height, request.num_frames)
 
 
 def _check_geometry(sweep: Sweep, width: object, height: object, num_frames: object) -> None:
@@ -111,6 +131,9 @@ def _check_names(sweep: Sweep) -> None:
     for name in sorted(written):
         if name not in known:
             raise SweepError(f"{sweep.kind} trials have no field {shown(name)}{did_you_mean(name, known)}")
+    for name in OF_THE_CASES if sweep.kind == "inference" else ():
+        if name in sweep.parameters:
+            raise SweepError(f"{name} is in the space, and the cases have one size and speed; put it into the base")
     twice = sorted(set(sweep.base) & set(sweep.parameters))
     if twice:
         raise SweepError(f"{twice[0]} is in the base and in the space; keep one of them")

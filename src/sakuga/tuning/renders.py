@@ -2,6 +2,7 @@
 
     KEY.mkv     the frames, lossless
     KEY.json    the receipt, seconds and peak bytes, and the machine that they were measured on; written last
+    KEY.lock    held by the process that renders; the kernel drops it when that one ends
 
 Run: pytest tests/unit/test_tuning_measure.py
 """
@@ -9,6 +10,7 @@ Run: pytest tests/unit/test_tuning_measure.py
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import platform
@@ -24,7 +26,7 @@ from sakuga.engine.local import LocalEngine
 from sakuga.engine.plan import ExecutionPlan
 from sakuga.engine.state import RenderInputs
 from sakuga.errors import VideoError
-from sakuga.media import read_video, write_json_atomic
+from sakuga.media import check_output_dir, read_video, write_json_atomic
 from sakuga.media.lossless import write_lossless
 from sakuga.recipe import RenderRecipe
 
@@ -60,12 +62,15 @@ class RenderStore:
     ) -> StoredRender:
         """The render of a recipe, from the folder if it is there; only else the engine is asked for.
 
-        Raises what the engine raises, and OutputError.
+        Whoever asks for what another process is rendering waits for it. Raises what the engine raises, and OutputError.
         """
         known = self.find(recipe.render_key, machine)
         if known is not None:
             return known
-        chosen = engine()
+        with self._claim(recipe.render_key):
+            return self.find(recipe.render_key, machine) or self._made(recipe, inputs, machine, engine())
+
+    def _made(self, recipe: RenderRecipe, inputs: RenderInputs, machine: str, chosen: LocalEngine) -> StoredRender:
         with peak_memory(chosen.device) as peak:
             video = chosen.render(recipe, inputs)
         facts = {
@@ -75,10 +80,16 @@ class RenderStore:
             "peak_bytes": peak[0] if peak else None,
             "receipt": chosen.receipt(recipe, video),
         }
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_lossless(self._folder / f"{recipe.render_key}.mkv", video.frames_THWC, video.fps)
         write_json_atomic(self._folder / f"{recipe.render_key}.json", facts)
         return _stored(recipe.render_key, video.frames_THWC, facts)
+
+    @contextlib.contextmanager
+    def _claim(self, key: str) -> Iterator[None]:
+        check_output_dir(self._folder)
+        with (self._folder / f"{key}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def find(self, key: str, machine: str | None = None) -> StoredRender | None:
         """What is stored under the key, of that machine if one is named; None when there is nothing whole."""

@@ -2,7 +2,8 @@
 
 Every point ends in the sweep's Optuna storage, whoever chose it, so that one dashboard shows any sweep. A point is
 trained with each of the sweep's seeds, and Optuna is told the means. What the folder has a result of is not run again;
-what was under way when a driver died is asked for first. A trial that failed is told as such, and teaches nothing.
+what was under way when a driver died is asked for first. A trial that failed is told as such, and teaches nothing; the
+next driver runs it again, as what failed it may have been mended.
 
 Run: pytest tests/unit/test_tuning_search.py
 """
@@ -60,6 +61,8 @@ class _Group:
     """Of Optuna's trials that asked for it."""
     results: dict[int, TrialResult] = field(default_factory=dict)
     """By training seed."""
+    is_again: bool = False
+    """An earlier driver has told Optuna of it, and it was run again since."""
 
     @property
     def is_whole(self) -> bool:
@@ -71,6 +74,7 @@ class Search:
 
     def __init__(self, sweep: Sweep, folder: SweepFolder) -> None:
         self._sweep, self._folder = sweep, folder
+        folder.forget_failed()
         self._parameters = sweep.parameters
         self._distributions = {name: distribution(each) for name, each in self._parameters.items()}
         self._queue: deque[Work] = deque()
@@ -137,6 +141,8 @@ class Search:
                     lacking.append(Work(id=identity, point=point, seed=seed))
                 else:
                     group.results[seed] = result
+            was_told = number is None if self._sweep.search.algorithm in ASKED else key in self._told
+            group.is_again = was_told and bool(lacking)
         if number is not None:
             group.numbers.append(number)
         if group.is_whole:
@@ -151,7 +157,8 @@ class Search:
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         for number in group.numbers:
             self._study.tell(number, values, state=state)
-        if self._sweep.search.algorithm not in ASKED and key not in self._told:
+        is_untold = self._sweep.search.algorithm not in ASKED and key not in self._told
+        if is_untold or (group.is_again and values is not None and not group.numbers):
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=state,

@@ -1,7 +1,7 @@
 """A search space: what a sweep varies, one parameter a name, and the points in it.
 
     rank: [4, 8, 16]                                 a choice
-    lr: {low: 1.0e-4, high: 1.0e-2, log: true}       a range; whole numbers when both ends are
+    lr: {low: 1.0e-4, high: 1.0e-2, log: true}       a range, of whole numbers where the field takes no others
     loras.fairy: {low: 0.4, high: 1.2}               a weight of a LoRA that the base names
 
 A point is a value for each parameter. Its id is a hash of it, so that a trial has one name in every run of the sweep.
@@ -19,12 +19,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sakuga.errors import SweepError, shown
+from sakuga.recipe import LIMITS
 
 Point = Mapping[str, object]
 MAX_GRID = 10_000
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
 """As on the command line."""
 ID_CHARS = 8
+WHOLE_FIELDS = frozenset({
+    *(name for name, limit in LIMITS.items() if limit.whole), "step_cache.refresh_every", "rank", "num_steps",
+    "global_batch_size", "warmup_steps", "distill_steps", "distill_intervals", "teacher_steps",
+})  # fmt: skip
+"""Of requests and of training runs; a range over them draws whole numbers, any other one fractions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +52,7 @@ class Range:
     high: float
     log: bool = False
     """Drawn evenly in the logarithm."""
-
-    @property
-    def is_whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
+    is_whole: bool = False
 
     def ends(self) -> tuple[object, ...]:
         return self.low, self.high
@@ -133,7 +136,13 @@ def _range(name: str, value: Mapping[object, object]) -> Range:
         raise SweepError(f"{name} goes from {low:g} to {high:g}; low must be below high")
     if log and low <= 0:
         raise SweepError(f"{name} is logarithmic from {low:g}; low must be above 0")
-    return Range(low=low, high=high, log=log)
+    if name == "num_frames":
+        raise SweepError("num_frames of the space is a range, and models take some lengths only; list its values")
+    if name not in WHOLE_FIELDS:
+        return Range(low=float(low), high=float(high), log=log)
+    if low != int(low) or high != int(high):
+        raise SweepError(f"{name} goes from {low:g} to {high:g}; both must be whole numbers, as {name} is")
+    return Range(low=int(low), high=int(high), log=log, is_whole=True)
 
 
 def _plain(value: object) -> object:

@@ -14,21 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sakuga.errors import SakugaError, SweepError, did_you_mean, shown
-from sakuga.recipe.limits import check_slug
+from sakuga.recipe.limits import MAX_SEED, check_slug
 from sakuga.synth import HELD_OUT_SEED
 from sakuga.tuning.figures import DIRECTIONS
 from sakuga.tuning.space import Parameter, grid, parse_space
+from sakuga.tuning.yamlfile import read_yaml
 
-MAX_FILE_BYTES = 2**20
-ONE_OBJECTIVE = ("random", "grid", "tpe")
+FREE_EXECUTOR_FIELDS = {"count", "cpus", "threads"}
+"""They may change when a sweep goes on; device and memory decide its seconds, its bytes and what is admitted."""
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 RENDERED = frozenset({"flicker", "motion", "warp_error", "drift", "identity", "adherence", "seconds", "denoise_s",
                       "peak_bytes"})  # fmt: skip
 AGAINST_TARGET = frozenset({"psnr_db", "ssim"})
 AGAINST_REFERENCE = frozenset({"ref_psnr_db", "ref_ssim", "flicker_ratio", "motion_ratio"})
+MOVING = frozenset({"flicker", "motion", "flicker_ratio", "motion_ratio", "warp_error"})
+"""Of more than one frame."""
 TRAINED = frozenset({"heldout_loss", "train_s", "lora_bytes"})
 
 
@@ -52,7 +55,7 @@ class Evaluation(Strict):
     """Rows as `sakuga bulk` takes them; without targets."""
     count: Annotated[int, Field(ge=1, le=1000)] = 6
     """At most so many cases."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Of the noise; each case is rendered with each. None: one seed, the case's own."""
 
     @model_validator(mode="after")
@@ -134,7 +137,7 @@ class Sweep(Strict):
     """Training: a data set, or a folder that `sakuga prepare` wrote."""
     where: dict[str, str] = {}
     space: dict[str, object]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Training: each point is trained with each, which gives the effects their intervals."""
     evaluation: Evaluation | None = None
     objectives: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -146,8 +149,8 @@ class Sweep(Strict):
 
     @field_validator("name", "model", mode="before")
     @classmethod
-    def _slug(cls, value: object) -> str:
-        return check_slug("name", value)
+    def _slug(cls, value: object, info: ValidationInfo) -> str:
+        return check_slug(str(info.field_name), value)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -160,8 +163,8 @@ class Sweep(Strict):
 
     @property
     def content_sha256(self) -> str:
-        """Of everything but the executors, which decide how fast a sweep is and not what it finds."""
-        fields = self.model_dump(mode="json", exclude={"executors"})
+        """Of everything but how many executors there are, which decides how fast a sweep is and not what it finds."""
+        fields = self.model_dump(mode="json", exclude={"executors": FREE_EXECUTOR_FIELDS})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -180,15 +183,19 @@ class Sweep(Strict):
         self._check_training() if self.kind == "training" else self._check_inference()
         for name in self.objectives:
             if name not in DIRECTIONS:
-                raise SweepError(
-                    f"there is no figure {shown(name)}{did_you_mean(name, DIRECTIONS)}; name others as objectives"
-                )
+                hint = did_you_mean(name, DIRECTIONS) or f"; it can report {', '.join(sorted(self.reportable))}"
+                raise SweepError(f"there is no figure {shown(name)}{hint}")
             if name not in self.reportable:
                 raise SweepError(
                     f"no trial of this sweep reports {name}; it can report {', '.join(sorted(self.reportable))}"
                 )
+        still = MOVING & set(self.objectives)
+        if still and 1 in self._lengths_rendered():
+            raise SweepError(f"a render of one frame has no {min(still)}; take 5 or more, or other objectives")
         if len(set(self.objectives)) < len(self.objectives):
             raise SweepError("an objective is named twice; keep one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SweepError("seeds has one twice; keep one of them")
         if self.search.algorithm == "grid":
             next(grid(parameters))
         elif self.budget.trials is None:
@@ -196,6 +203,13 @@ class Sweep(Strict):
         if self.search.algorithm == "nsga2" and len(self.objectives) == 1:
             raise SweepError("nsga2 is for several objectives; name another, or take search: tpe")
         return self
+
+    def _lengths_rendered(self) -> tuple[object, ...]:
+        """As far as the file says."""
+        parameter = self.parameters.get("num_frames")
+        if self.kind == "inference" and parameter is not None:
+            return parameter.ends()
+        return ((self.base if self.kind == "inference" else self.render).get("num_frames"),)
 
     def _check_training(self) -> None:
         if self.data is None:
@@ -208,6 +222,10 @@ class Sweep(Strict):
             raise SweepError("pbt changes the learning rate while trials run; the space has lr alone")
         if self.scheduler.name == "pbt" and self.executors.workers > 1:
             raise SweepError("pbt copies weights between warm executors; take executors.workers 1")
+        if self.executors.workers > 1 and (self.executors.memory_bytes or self.executors.oversize == "resize"):
+            raise SweepError(
+                "memory_bytes and oversize are of warm executors; with executors.workers above 1 leave them out"
+            )
 
     def _check_inference(self) -> None:
         if self.evaluation is None:
@@ -221,20 +239,13 @@ class Sweep(Strict):
             raise SweepError("tokens and seeds are of training; an inference sweep has evaluation.seeds")
         if self.executors.workers > 1:
             raise SweepError("executors.workers is of training; an inference sweep takes executors.count")
+        if self.executors.oversize == "resize":
+            raise SweepError("oversize: resize makes training steps smaller; an inference sweep takes refuse")
 
 
 def read_sweep(path: Path) -> Sweep:
     """Raises SweepError; relative paths in the file begin where the command is run, as on the command line."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SweepError(f"{shown(path)} is over {MAX_FILE_BYTES // 2**20} MiB; a sweep file is a page of YAML")
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"{shown(path)} cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise SweepError(f"{shown(path)} is no YAML ({where[:160]}); mend that line") from error
-    return parse_sweep(written)
+    return parse_sweep(read_yaml(path, SweepError))
 
 
 def parse_sweep(written: object) -> Sweep:
@@ -257,7 +268,8 @@ def _sentence(fault: Mapping) -> str:
         return f"a sweep has no field {shown('.'.join(place))}{did_you_mean(place[-1], _known(place[:-1]))}"
     if fault["type"] == "missing":
         return f"the sweep lacks {'.'.join(place)}; add it"
-    return f"{'.'.join(place)} is {shown(fault.get('input'))}; {fault['msg']}"
+    wish = "write a list, such as [A, B]" if fault["type"] == "tuple_type" else fault["msg"]
+    return f"{'.'.join(place)} is {shown(fault.get('input'))}; {wish}"
 
 
 def _known(place: list[str]) -> tuple[str, ...]:

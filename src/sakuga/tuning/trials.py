@@ -80,7 +80,7 @@ class TrialResult:
             rows = values.get("rows", ())
             assert isinstance(rows, (list, tuple))
             return cls(**{**values, "rows": tuple(CaseFigures(**row) for row in rows)})  # ty: ignore
-        except (TypeError, AssertionError) as error:
+        except (TypeError, AttributeError, AssertionError) as error:
             raise SweepError(f"a trial's result is damaged ({error}); remove it and resume the sweep") from error
 
 
@@ -118,12 +118,17 @@ class SweepFolder:
         return self.trials / trial_id
 
     def create(self, sweep: Sweep) -> None:
-        """Keep the sweep here, or find it again. Raises SweepError when another one has the name, OutputError."""
+        """Keep the sweep here, or find it again; the number of executors may change.
+
+        Raises SweepError when another one has the name, OutputError.
+        """
         path = self.path / "sweep.json"
         if path.is_file():
-            if self.sweep().content_sha256 != sweep.content_sha256:
+            kept = self.sweep()
+            if kept.content_sha256 != sweep.content_sha256:
                 raise SweepError(f"{shown(self.path)} holds a sweep with other content; give this one another name")
-            return
+            if kept == sweep:
+                return
         check_output_dir(self.path)
         write_json_atomic(path, sweep.model_dump(mode="json"))
 
@@ -159,10 +164,21 @@ class SweepFolder:
                 raise SweepError(f"result of trial {trial_id} is damaged ({error}); remove it and resume") from error
         return None
 
+    def forget_failed(self) -> None:
+        """Results of trials that failed or were refused, with what they had reported: they are run again."""
+        for result in self.results():
+            if result.state in (FAILED, REFUSED):
+                for name in (CURVE, RESULT):
+                    (self.trial(result.id) / name).unlink(missing_ok=True)
+
     def add_to_curve(self, trial_id: str, line: Mapping[str, object]) -> None:
         """What a trial reports: its share, tokens and figures."""
         path = self.trial(trial_id) / CURVE
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.read_bytes() if path.is_file() else b""
+        whole = kept[: kept.rfind(b"\n") + 1]
+        if whole != kept:  # a dying process has left its last line half written
+            path.write_bytes(whole)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

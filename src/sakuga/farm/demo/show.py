@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sakuga.farm.demo.inputs import KINDS
 from sakuga.farm.demo.page import Cut, Page, page_html
-from sakuga.farm.manifest import read_manifest
 from sakuga.farm.results import RESULTS_NAME, THUMBNAIL_SUFFIX, BulkSummary, RowResult
 from sakuga.media import contact_sheet, read_video, save_image, write_bytes_atomic
 from sakuga.recipe import RecipeRequest
+from sakuga.recipe.manifest import read_manifest
 from sakuga.wan.catalogue import card
 
 SHEET_NAME = "contact_sheet.png"

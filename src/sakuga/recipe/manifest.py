@@ -17,8 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sakuga.errors import InputError, ManifestError, shown
-from sakuga.recipe import LIMITS, RecipeRequest, parse_request, seed_from_content
-from sakuga.recipe.request import REQUEST_FIELDS, check_id, unknown_fields
+from sakuga.recipe.limits import LIMITS
+from sakuga.recipe.request import (
+    REQUEST_FIELDS,
+    RecipeRequest,
+    check_id,
+    parse_request,
+    seed_from_content,
+    unknown_fields,
+)
 
 MAX_MANIFEST_BYTES = 512 * 1024**2  # read whole; a row of 1 kB each, this is half a million videos
 MAX_LINE_CHARS = 1_000_000  # the longest legal row, two prompts of 32,000 characters all escaped, has 400,000

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "sakuga"
 MAX_FILE_LINES = 400
 MAX_JOB_LINES = 60
-MAX_SRC_LINES = 29_000
+MAX_SRC_LINES = 30_000
 """Of code, without docstrings and comments. 12,000 were meant; engine, API, farm, training and tuning need more."""
 MAX_FUNCTION_LINES = 60
 MAX_LONG_FUNCTIONS = 12

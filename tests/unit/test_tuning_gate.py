@@ -1,6 +1,8 @@
 """The gate and the way from a trial to a profile, on a tiny render: what passes, what is refused and how it is told."""
 
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,12 @@ def test_loras_for_few_steps_are_not_the_reference(monkeypatch):
 
 def test_a_trial_is_found_by_the_beginning_of_its_name(folder):
     assert chosen_trial(folder, "0123") == RESULT
+    measured = dataclasses.replace(RESULT, id="89ab0000", point={"num_inference_steps": 3}, figures={"seconds": 1.0})
+    folder.write(measured)
+    assert chosen_trial(folder, "best") == measured
+    shutil.rmtree(folder.trial(measured.id))
+    with pytest.raises(ProfileError, match="no trial 'best'"):
+        chosen_trial(folder, "best")
     with pytest.raises(ProfileError, match="no trial 'zzz'; there are 0123abcd"):
         chosen_trial(folder, "zzz")
     with pytest.raises(ProfileError, match=r"failed \(E_NAN: no\); only a trial that is done"):

@@ -36,7 +36,9 @@ Ratings = Annotated[
 
 
 def promote(
-    trial: Annotated[str, typer.Argument(help="NAME/TRIAL: a sweep and one of its trials.", show_default=False)],
+    trial: Annotated[
+        str, typer.Argument(help="SWEEP/TRIAL, or SWEEP/best for what its report recommends.", show_default=False)
+    ],
     as_: Annotated[str, typer.Option("--as", help="Name of the profile, for requests.", show_default=False)],
     gate: GateFile = None,
     out: Root = SWEEPS,

@@ -42,7 +42,9 @@ class _RunByDefault(TyperGroup):
 
 
 sweep_app = typer.Typer(
-    cls=_RunByDefault, no_args_is_help=True, help="Try out settings: `sakuga sweep FILE.yaml` runs a sweep file."
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Try out settings: `sakuga sweep FILE.yaml` runs a sweep file; its options: `sakuga sweep run --help`.",
 )
 
 

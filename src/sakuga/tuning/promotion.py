@@ -15,6 +15,7 @@ from sakuga.errors import ProfileError, shown
 from sakuga.media import write_json_atomic, write_mp4
 from sakuga.recipe.request import LoraRequest, parse_request
 from sakuga.tuning.gate import Gate, Verdict, judge
+from sakuga.tuning.pareto import recommended
 from sakuga.tuning.profiles import PROFILE_FIELDS, SpeedProfile
 from sakuga.tuning.renders import RenderStore
 from sakuga.tuning.sweepfile import Sweep
@@ -24,12 +25,18 @@ from sakuga.wan.lora import embedded_lora
 from sakuga.wan.passport import read_passport
 from sakuga.wan.weights import file_sha256
 
+BEST = "best"
 ENDED = {FAILED: "failed", REFUSED: "was refused", STOPPED: "was stopped"}
 SIZES = ("width", "height", "num_frames")
 
 
 def chosen_trial(folder: SweepFolder, trial_id: str) -> TrialResult:
-    """The trial that is to be promoted. Raises ProfileError for one that is not there or did not end well."""
+    """The trial that is to be promoted, by its id, the beginning of it, or `best`: what the report recommends.
+
+    Raises ProfileError for one that is not there or did not end well.
+    """
+    if trial_id == BEST and (chosen := recommended(folder.results(), folder.sweep().objectives)) is not None:
+        return chosen
     known = {result.id: result for result in folder.results()}
     if trial_id not in known:
         begun = [name for name in known if name.startswith(trial_id)]

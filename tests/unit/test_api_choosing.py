@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 import sakuga
 from api_farm import lines
@@ -14,8 +15,9 @@ from sakuga.api.body import Sent
 from sakuga.api.fields import wish_of
 from sakuga.api.preparing import prepare
 from sakuga.cost import find_device
-from sakuga.errors import ProfileError, RecipeError
+from sakuga.errors import ConflictError, ProfileError, RecipeError
 from sakuga.jobstore import AUDIT_TENANT, NewJob, open_stores
+from sakuga.jobstore.schema import loras
 from sakuga.recipe import RenderRecipe
 from sakuga.storage.objects import FolderObjects
 from sakuga.wan.catalogue import card
@@ -136,7 +138,10 @@ def test_every_tenant_can_use_the_loras_of_a_profile(ask):
     assert [lora["weight"] for lora in job.recipe["loras"]] == [1.0, 0.8], "the request's own come first"
     assert job.inputs == {f"lora:{entry.sha256}": entry.object_name}
     assert job.audit is None
-    ask.stores.loras.delete("team", entry.id)
+    with pytest.raises(ConflictError, match="fast"):
+        ask.stores.loras.delete("team", entry.id)
+    with ask.stores.jobs.database.writing() as connection:  # as if it had gone while the profile was promoted
+        connection.execute(delete(loras))
     with pytest.raises(ProfileError, match="names a LoRA that was deleted"):
         ask(profile="fast")
 
